@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT
+// Compiler words that the kernels need and C++20 has no name for.
+#pragma once
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define MIAOBI_INLINE __forceinline
+#define MIAOBI_RESTRICT __restrict
+#define MIAOBI_UNROLL
+#else
+#define MIAOBI_INLINE inline __attribute__((always_inline))
+#define MIAOBI_RESTRICT __restrict__
+#if defined(__clang__)
+#define MIAOBI_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MIAOBI_UNROLL _Pragma("GCC unroll 64")
+#endif
+#endif

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+// The plain-data contract between the engine and the code compiled for one instruction set.
+//
+// Every function computes each output element in one fixed order that depends neither on the number of
+// threads nor on how many rows or columns are computed together: sums over K are one chain of fused
+// multiply-adds in ascending k that starts from the element already in C (or from zero).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "miaobi/gemm_types.h"
+
+namespace miaobi {
+
+// Where a packed or strided operand of gemm_block lies. Element (i, k) of the left one is
+// data[(i / mr) * panel_stride + k * k_stride + i % mr]; the right one likewise with nr.
+struct Panels {
+  const float* data;
+  int64_t panel_stride;
+  int64_t k_stride;
+};
+
+struct AdamWParams {
+  float lr;            // step size of this step
+  float beta1;
+  float beta2;
+  float eps;
+  float weight_decay;  // 0 for vectors
+  float bias1;         // 1 / (1 - beta1^t)
+  float bias2;         // 1 / (1 - beta2^t)
+  float grad_scale;    // clipping factor, applied to g first
+};
+
+struct KernelTable {
+  const char* name;         // "avx2"
+  const char* description;  // "AVX2 + FMA"
+  int32_t width;            // floats in a vector
+  int32_t mr;               // rows of a GEMM tile
+  int32_t nr;               // columns of a GEMM tile
+
+  // --- GEMM -----------------------------------------------------------------------------------------
+  // C[m x n] = (load_c ? C : 0) + A B over k; then the epilogue where it is not null.
+  void (*gemm_block)(int64_t m, int64_t n, int64_t k, const Panels& a, const Panels& b, float* c, int64_t ldc,
+                     bool load_c, const Epilogue* epilogue);
+  // Packs op(X)[i0 .. i0+count) x [k0 .. k0+k) into panels of `panel` (mr or nr) at dst: element (i, k) at
+  // dst[(i / panel) * panel * k_count + k * panel + i % panel]. dst has room for whole panels + width.
+  void (*pack)(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* dst);
+  // dst[c * ldd + r] = scale * src[r * lds + c]. dst rows have room for rows rounded up to width.
+  void (*transpose)(const float* src, int64_t lds, int64_t rows, int64_t cols, float scale, float* dst, int64_t ldd);
+
+  // --- LayerNorm ------------------------------------------------------------------------------------
+  void (*layer_norm_stats)(const float* x, int64_t stride, int64_t rows, int64_t cols, float eps, float* mean,
+                           float* rstd);
+  void (*layer_norm_apply)(const float* x, int64_t stride, int64_t rows, int64_t cols, const float* mean,
+                           const float* rstd, const float* gamma, const float* beta, float* y, int64_t y_stride);
+  // dx (+)= rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma. dx may be dy.
+  void (*layer_norm_backward_rows)(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t rows,
+                                   int64_t cols, const float* mean, const float* rstd, const float* gamma, float* dx,
+                                   int64_t dx_stride, bool accumulate);
+  // dgamma[c] += sum_r dy xhat; dbeta[c] += sum_r dy, for `cols` columns, r ascending.
+  void (*layer_norm_backward_params)(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
+                                     int64_t rows, int64_t cols, const float* mean, const float* rstd, float* dgamma,
+                                     float* dbeta);
+
+  // --- Elementwise; y may be x ----------------------------------------------------------------------
+  void (*exp)(const float* x, int64_t n, float* y);
+  void (*tanh)(const float* x, int64_t n, float* y);
+  void (*activation)(Activation kind, const float* x, int64_t n, float* y);
+  void (*activation_backward)(Activation kind, const float* x, const float* dy, int64_t n, float* dx);  // dx may be dy
+  void (*add)(const float* x, int64_t n, float* y);  // y += x
+  void (*scale)(float a, int64_t n, float* y);       // y *= a
+  void (*column_sums_add)(const float* x, int64_t stride, int64_t rows, int64_t cols, float* sums);  // r ascending
+
+  // --- Softmax, cross-entropy -----------------------------------------------------------------------
+  void (*softmax_row)(const float* x, int64_t n, float* y);
+  // log(sum(exp(x))); the row is left alone.
+  float (*logsumexp_row)(const float* x, int64_t n);
+  // x[j] = scale * exp(x[j] - lse), in place.
+  void (*softmax_scale_row)(float* x, int64_t n, float lse, float scale);
+
+  // --- Attention tiles; scores are key-major in the forward pass: st[key * ld + query] ---------------
+  // Keys key0.. and queries query0.. are positions in the sequence; key > query is masked where causal.
+  // Turns scores into exp(s - new_max) in place, updates max[query], sum[query] and gives
+  // alpha[query] = exp(old_max - new_max). Arrays have room for queries rounded up to width.
+  void (*attention_softmax_tile)(float* st, int64_t ld, int64_t keys, int64_t queries, int64_t key0, int64_t query0,
+                                 bool causal, float* max, float* sum, float* alpha);
+  // The same for the scores s[0 .. keys) of one query, all visible; same bits as a column of the tile.
+  void (*attention_softmax_row)(float* s, int64_t keys, float* max, float* sum, float* alpha);
+  void (*scale_rows)(float* x, int64_t stride, int64_t rows, int64_t cols, const float* factors);
+  // Query-major: p[i][j] = exp(s[i][j] - lse[i]), 0 where masked, in place.
+  void (*attention_probs_tile)(float* s, int64_t ld, int64_t queries, int64_t keys, int64_t query0, int64_t key0,
+                               bool causal, const float* lse);
+  // dp[i][j] = scale * p[i][j] * (dp[i][j] - delta[i]), in place.
+  void (*attention_dscores_tile)(const float* p, float* dp, int64_t ld, int64_t queries, int64_t keys,
+                                 const float* delta, float scale);
+  // out[r] = sum_c a[r][c] b[r][c].
+  void (*row_dots)(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows, int64_t cols, float* out);
+
+  // --- Optimizer ------------------------------------------------------------------------------------
+  void (*adamw)(const AdamWParams& params, int64_t n, const float* grad, float* value, float* m, float* v);
+  double (*sum_squares)(const float* x, int64_t n);
+};
+
+// One per namespace; defined in kernels/<isa>/kernels.cpp.
+namespace kernels::generic {
+extern const KernelTable kTable;
+}
+namespace kernels::avx2 {
+extern const KernelTable kTable;
+}
+namespace kernels::avx512 {
+extern const KernelTable kTable;
+}
+namespace kernels::neon {
+extern const KernelTable kTable;
+}
+
+}  // namespace miaobi

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+// Builds the KernelTable of one instruction set. kernels/<isa>/kernels.cpp includes the vector header and
+// then this, with MIAOBI_ISA_NAMESPACE, MIAOBI_TILE_ROWS and MIAOBI_ISA_DESCRIPTION defined.
+//
+// Only plain-data headers may be included below this level: an inline function of the standard library
+// compiled with wide instructions could be the copy that the linker keeps for everyone.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+#include "kernels/math.inc.h"
+#include "kernels/gemm.inc.h"
+#include "kernels/norm.inc.h"
+#include "kernels/softmax.inc.h"
+#include "kernels/optimizer.inc.h"
+
+#define MIAOBI_STRING_(x) #x
+#define MIAOBI_STRING(x) MIAOBI_STRING_(x)
+
+namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
+
+const KernelTable kTable = {
+    .name = MIAOBI_STRING(MIAOBI_ISA_NAMESPACE),
+    .description = MIAOBI_ISA_DESCRIPTION,
+    .width = kW,
+    .mr = kMr,
+    .nr = kNr,
+    .gemm_block = gemm_block,
+    .pack = pack,
+    .transpose = transpose_matrix,
+    .layer_norm_stats = layer_norm_stats,
+    .layer_norm_apply = layer_norm_apply,
+    .layer_norm_backward_rows = layer_norm_backward_rows,
+    .layer_norm_backward_params = layer_norm_backward_params,
+    .exp = exp_array,
+    .tanh = tanh_array,
+    .activation = activation,
+    .activation_backward = activation_backward,
+    .add = add,
+    .scale = scale,
+    .column_sums_add = column_sums_add,
+    .softmax_row = softmax_row,
+    .logsumexp_row = logsumexp_row,
+    .softmax_scale_row = softmax_scale_row,
+    .attention_softmax_tile = attention_softmax_tile,
+    .attention_softmax_row = attention_softmax_row,
+    .scale_rows = scale_rows,
+    .attention_probs_tile = attention_probs_tile,
+    .attention_dscores_tile = attention_dscores_tile,
+    .row_dots = row_dots,
+    .adamw = adamw,
+    .sum_squares = sum_squares,
+};
+
+}  // namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+// The block pool and attention over it.
+#include "miaobi/kv_cache.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "kernels/dispatch.h"
+#include "miaobi/check.h"
+#include "miaobi/threads.h"
+
+namespace miaobi {
+namespace {
+constexpr int64_t kB = KVCache::kBlockTokens;
+constexpr int64_t blocks_for(int64_t tokens) { return (tokens + kB - 1) / kB; }
+}  // namespace
+
+KVCache::KVCache(int64_t layers, int64_t heads, int64_t head_size, int64_t capacity)
+    : layers_(layers), heads_(heads), head_size_(head_size) {
+  MIAOBI_CHECK(layers > 0 && heads > 0 && head_size > 0 && capacity > 0,
+               "[kv_cache] expected positive layers, heads, head size and capacity, got ", layers, ", ", heads, ", ",
+               head_size, ", ", capacity);
+  const int64_t blocks = blocks_for(capacity);
+  storage_ = Buffer<float>(blocks * layers * heads * 2 * kB * head_size);
+  references_.assign(static_cast<size_t>(blocks), 0);
+  free_.resize(static_cast<size_t>(blocks));
+  for (int64_t i = 0; i < blocks; ++i) free_[static_cast<size_t>(i)] = static_cast<int32_t>(blocks - 1 - i);
+}
+
+const KVCache::Sequence& KVCache::at(int64_t sequence) const {
+  MIAOBI_CHECK(sequence >= 0 && sequence < static_cast<int64_t>(sequences_.size()) &&
+                   sequences_[static_cast<size_t>(sequence)].live,
+               "[kv_cache] there is no sequence ", sequence);
+  return sequences_[static_cast<size_t>(sequence)];
+}
+
+float* KVCache::keys(int32_t block, int64_t layer, int64_t head) const {
+  return storage_.data() + ((block * layers_ + layer) * heads_ + head) * 2 * kB * head_size_;
+}
+float* KVCache::values(int32_t block, int64_t layer, int64_t head) const {
+  return keys(block, layer, head) + kB * head_size_;
+}
+
+int32_t KVCache::take_block() {
+  const int32_t block = free_.back();
+  free_.pop_back();
+  references_[static_cast<size_t>(block)] = 1;
+  return block;
+}
+
+void KVCache::release_block(int32_t block) {
+  if (--references_[static_cast<size_t>(block)] == 0) free_.push_back(block);
+}
+
+int64_t KVCache::add_sequence() {
+  int64_t index;
+  if (free_sequences_.empty()) {
+    index = static_cast<int64_t>(sequences_.size());
+    sequences_.emplace_back();
+  } else {
+    index = free_sequences_.back();
+    free_sequences_.pop_back();
+  }
+  sequences_[static_cast<size_t>(index)].live = true;
+  return index;
+}
+
+void KVCache::free_sequence(int64_t sequence) {
+  truncate(sequence, 0);
+  at(sequence).live = false;
+  free_sequences_.push_back(sequence);
+}
+
+int64_t KVCache::fork(int64_t sequence) {
+  at(sequence);  // checked before the table may move
+  const int64_t copy = add_sequence();
+  Sequence& to = at(copy);
+  const Sequence& from = at(sequence);
+  to.blocks = from.blocks;
+  to.length = from.length;
+  for (const int32_t block : to.blocks) ++references_[static_cast<size_t>(block)];
+  return copy;
+}
+
+void KVCache::truncate(int64_t sequence, int64_t length) {
+  Sequence& s = at(sequence);
+  MIAOBI_CHECK(length >= 0 && length <= s.length, "[kv_cache] expected a length from 0 to ", s.length, ", got ", length);
+  while (static_cast<int64_t>(s.blocks.size()) > blocks_for(length)) {
+    release_block(s.blocks.back());
+    s.blocks.pop_back();
+  }
+  s.length = length;
+}
+
+void KVCache::clear() {
+  for (size_t i = 0; i < sequences_.size(); ++i) {
+    if (sequences_[i].live) free_sequence(static_cast<int64_t>(i));
+  }
+}
+
+void KVCache::extend(const int64_t* sequences, const RaggedBatch& batch) {
+  // Blocks that each sequence needs: new ones, and a copy of a shared last block that is not full.
+  const auto shared_tail = [&](const Sequence& s) {
+    return s.length % kB != 0 && references_[static_cast<size_t>(s.blocks.back())] > 1;
+  };
+  int64_t needed = 0;
+  for (int64_t i = 0; i < batch.sequences; ++i) {
+    const Sequence& s = at(sequences[i]);
+    const int64_t rows = batch.offsets[i + 1] - batch.offsets[i];
+    for (int64_t j = 0; j < i; ++j) {
+      MIAOBI_CHECK(sequences[j] != sequences[i], "[kv_cache] sequence ", sequences[i], " is twice in one step");
+    }
+    needed += blocks_for(s.length + rows) - static_cast<int64_t>(s.blocks.size());
+    if (rows > 0 && shared_tail(s)) ++needed;
+  }
+  MIAOBI_CHECK(needed <= static_cast<int64_t>(free_.size()), "[kv_cache] ", needed * kB, " tokens of room are needed, ",
+               static_cast<int64_t>(free_.size()) * kB, " of ", capacity(),
+               " are free; free sequences or make a larger cache");
+  for (int64_t i = 0; i < batch.sequences; ++i) {
+    Sequence& s = at(sequences[i]);
+    const int64_t rows = batch.offsets[i + 1] - batch.offsets[i];
+    if (rows > 0 && shared_tail(s)) {
+      const int32_t copy = take_block();
+      std::memcpy(keys(copy, 0, 0), keys(s.blocks.back(), 0, 0),
+                  static_cast<size_t>(layers_ * heads_ * 2 * kB * head_size_) * sizeof(float));
+      release_block(s.blocks.back());
+      s.blocks.back() = copy;
+    }
+    s.length += rows;
+    while (static_cast<int64_t>(s.blocks.size()) < blocks_for(s.length)) s.blocks.push_back(take_block());
+  }
+}
+
+void KVCache::write(int64_t layer, const Step& step, ConstMat k, ConstMat v) {
+  for (int64_t i = 0; i < step.batch.sequences; ++i) {
+    const Sequence& s = at(step.sequences[i]);
+    const int64_t first = step.batch.offsets[i];
+    for (int64_t r = first; r < step.batch.offsets[i + 1]; ++r) {
+      const int64_t position = step.starts[i] + r - first;
+      const int32_t block = s.blocks[static_cast<size_t>(position / kB)];
+      const int64_t slot = position % kB;
+      for (int64_t h = 0; h < heads_; ++h) {
+        const float* key = k.row(r) + h * head_size_;
+        float* kt = keys(block, layer, h) + slot;
+        for (int64_t d = 0; d < head_size_; ++d) kt[d * kB] = key[d];
+        std::memcpy(values(block, layer, h) + slot * head_size_, v.row(r) + h * head_size_,
+                    static_cast<size_t>(head_size_) * sizeof(float));
+      }
+    }
+  }
+}
+
+// Online softmax over the blocks in ascending order. One query has its scores in a row, several have them
+// key-major, as in attention.cpp; both sum over d, and then over keys one by one, in the same order.
+void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_t start, ConstMat q, Mat o) const {
+  const KernelTable& table = kernels_in_use();
+  const int64_t d = head_size_;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  constexpr int64_t kQueries = 32;  // a multiple of every vector width
+  float* scratch = thread_scratch(ScratchSlot::kAttention, kQueries * (d + kB + 3));
+  float* qt = scratch;
+  float* scores = qt + kQueries * d;
+  float* row_max = scores + kQueries * kB;
+  float* row_sum = row_max + kQueries;
+  float* alpha = row_sum + kQueries;
+
+  for (int64_t q0 = 0; q0 < q.rows; q0 += kQueries) {
+    const int64_t queries = std::min(kQueries, q.rows - q0);
+    const int64_t visible = start + q0 + queries;
+    std::fill_n(row_max, kQueries, -std::numeric_limits<float>::infinity());
+    std::fill_n(row_sum, kQueries, 0.0f);
+    std::memset(qt, 0, static_cast<size_t>(kQueries * d) * sizeof(float));
+    if (queries == 1) {
+      for (int64_t i = 0; i < d; ++i) qt[i] = q(q0, i) * scale;
+    } else {
+      table.transpose(q.row(q0), q.stride, queries, d, scale, qt, kQueries);
+    }
+    for (int64_t k0 = 0; k0 < visible; k0 += kB) {
+      const int64_t key_count = std::min(kB, visible - k0);
+      const int32_t block = s.blocks[static_cast<size_t>(k0 / kB)];
+      const float* kt = keys(block, layer, head);
+      const float* v = values(block, layer, head);
+      if (queries == 1) {
+        table.gemm_block(1, key_count, d, {qt, table.mr, 1}, {kt, table.nr, kB}, scores, kB, false, nullptr);
+        table.attention_softmax_row(scores, key_count, row_max, row_sum, alpha);
+        if (k0 > 0) table.scale_rows(o.row(q0), o.stride, 1, d, alpha);
+        table.gemm_block(1, d, key_count, {scores, table.mr, 1}, {v, table.nr, d}, o.row(q0), o.stride, k0 > 0,
+                         nullptr);
+      } else {
+        const int64_t lanes = (queries + table.width - 1) / table.width * table.width;
+        table.gemm_block(key_count, lanes, d, {kt, table.mr, kB}, {qt, table.nr, kQueries}, scores, kQueries, false,
+                         nullptr);
+        table.attention_softmax_tile(scores, kQueries, key_count, queries, k0, start + q0, true, row_max, row_sum,
+                                     alpha);
+        if (k0 > 0) table.scale_rows(o.row(q0), o.stride, queries, d, alpha);
+        table.gemm_block(queries, d, key_count, {scores, table.mr, kQueries}, {v, table.nr, d}, o.row(q0), o.stride,
+                         k0 > 0, nullptr);
+      }
+    }
+    for (int64_t i = 0; i < queries; ++i) alpha[i] = 1.0f / row_sum[i];
+    table.scale_rows(o.row(q0), o.stride, queries, d, alpha);
+  }
+}
+
+void KVCache::attend(int64_t layer, const Step& step, ConstMat q, Mat o) const {
+  parallel_for(step.batch.sequences * heads_, [&](int64_t task) {
+    const int64_t i = task / heads_, h = task % heads_;
+    const int64_t begin = step.batch.offsets[i], rows = step.batch.offsets[i + 1] - begin;
+    attend_head(layer, h, at(step.sequences[i]), step.starts[i],
+                q.row_block(begin, rows).col_block(h * head_size_, head_size_),
+                o.row_block(begin, rows).col_block(h * head_size_, head_size_));
+  });
+}
+
+}  // namespace miaobi

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT
+// Self-attention, feed-forward and the block made of both.
+#include <cstring>
+
+#include "miaobi/check.h"
+#include "miaobi/layers.h"
+
+namespace miaobi {
+namespace {
+
+// The input projection of a sublayer: with a LayerNorm in front where the names give it one.
+template <class Names>
+std::unique_ptr<FusedLayerNormLinear> with_norm(ParameterArena& arena, int64_t in_dim, int64_t out_dim, float eps,
+                                                const Names& names, const std::string& weight,
+                                                const std::string& bias) {
+  if (names.gamma.empty()) return nullptr;
+  return std::make_unique<FusedLayerNormLinear>(arena, in_dim, out_dim, eps,
+                                                FusedLayerNormLinear::Names{names.gamma, names.beta, weight, bias});
+}
+
+template <class Names>
+std::unique_ptr<FusedActivationLinear> without_norm(ParameterArena& arena, int64_t in_dim, int64_t out_dim,
+                                                    const Names& names, const std::string& weight,
+                                                    const std::string& bias) {
+  if (!names.gamma.empty()) return nullptr;
+  return std::make_unique<FusedActivationLinear>(arena, Activation::kNone, in_dim, out_dim,
+                                                 FusedActivationLinear::Names{weight, bias});
+}
+
+// dx receives a copy of dy unless it is dy, so that a sublayer can add its share to the residual's.
+void start_residual(ConstMat dy, Mat dx) {
+  if (dx.data == dy.data) return;
+  for (int64_t r = 0; r < dy.rows; ++r) {
+    std::memcpy(dx.row(r), dy.row(r), static_cast<size_t>(dy.cols) * sizeof(float));
+  }
+}
+
+}  // namespace
+
+SelfAttention::SelfAttention(ParameterArena& arena, int64_t dim, int64_t heads, float eps, const Names& names)
+    : dim_(dim),
+      shape_{heads, heads > 0 ? dim / heads : 0, true},
+      norm_qkv_(with_norm(arena, dim, 3 * dim, eps, names, names.w_qkv, names.b_qkv)),
+      plain_qkv_(without_norm(arena, dim, 3 * dim, names, names.w_qkv, names.b_qkv)),
+      output_(arena, Activation::kNone, dim, dim, {names.w_o, names.b_o}) {
+  MIAOBI_CHECK(heads > 0 && dim > 0 && dim % heads == 0, "[self_attention] expected a width that ", heads,
+               " heads share evenly, got ", dim);
+}
+
+void SelfAttention::initialize_scaled(float output_std, uint64_t seed, uint64_t stream) {
+  if (norm_qkv_) norm_qkv_->initialize(seed, stream);
+  if (plain_qkv_) plain_qkv_->initialize(seed, stream);
+  output_.initialize_scaled(output_std, seed, stream + 1);
+}
+
+void SelfAttention::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) {
+  batch_ = batch;
+  qkv_ = workspace.mat(x.rows, 3 * dim_);
+  o_ = workspace.mat(x.rows, dim_);
+  lse_ = workspace.mat(x.rows, shape_.heads);
+  if (norm_qkv_) {
+    norm_qkv_->forward(x, batch, qkv_, workspace);
+  } else {
+    plain_qkv_->forward(x, batch, qkv_, workspace);
+  }
+  attention_forward(qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), batch,
+                    shape_, o_, lse_);
+  output_.forward_add(o_, norm_qkv_ ? x : ConstMat{}, y);
+}
+
+void SelfAttention::backward(ConstMat dy, Mat dx, Workspace& workspace) {
+  const Workspace::Mark mark(workspace);
+  const Mat d_o = workspace.mat(dy.rows, dim_), dqkv = workspace.mat(dy.rows, 3 * dim_);
+  output_.backward(dy, d_o, workspace);
+  attention_backward(d_o, qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), o_,
+                     lse_, batch_, shape_, dqkv.col_block(0, dim_), dqkv.col_block(dim_, dim_),
+                     dqkv.col_block(2 * dim_, dim_));
+  if (norm_qkv_) {
+    start_residual(dy, dx);
+    norm_qkv_->backward_add(dqkv, dx, workspace);
+  } else {
+    plain_qkv_->backward(dqkv, dx, workspace);
+  }
+}
+
+void SelfAttention::forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
+                                   Workspace& workspace) const {
+  const Workspace::Mark mark(workspace);
+  const Mat qkv = workspace.mat(x.rows, 3 * dim_), o = workspace.mat(x.rows, dim_);
+  if (norm_qkv_) {
+    norm_qkv_->infer(x, qkv, workspace);
+  } else {
+    plain_qkv_->infer(x, {}, qkv);
+  }
+  cache.write(layer, step, qkv.col_block(dim_, dim_), qkv.col_block(2 * dim_, dim_));
+  cache.attend(layer, step, qkv.col_block(0, dim_), o);
+  output_.infer(o, norm_qkv_ ? x : ConstMat{}, y);
+}
+
+FeedForward::FeedForward(ParameterArena& arena, int64_t dim, int64_t hidden_dim, Activation activation, float eps,
+                         const Names& names)
+    : norm_hidden_(with_norm(arena, dim, hidden_dim, eps, names, names.w1, names.b1)),
+      plain_hidden_(without_norm(arena, dim, hidden_dim, names, names.w1, names.b1)),
+      output_(arena, activation, hidden_dim, dim, {names.w2, names.b2}) {}
+
+void FeedForward::initialize_scaled(float output_std, uint64_t seed, uint64_t stream) {
+  if (norm_hidden_) norm_hidden_->initialize(seed, stream);
+  if (plain_hidden_) plain_hidden_->initialize(seed, stream);
+  output_.initialize_scaled(output_std, seed, stream + 1);
+}
+
+void FeedForward::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) {
+  hidden_ = workspace.mat(x.rows, output_.in_dim());
+  if (norm_hidden_) {
+    norm_hidden_->forward(x, batch, hidden_, workspace);
+  } else {
+    plain_hidden_->forward(x, batch, hidden_, workspace);
+  }
+  output_.forward_add(hidden_, norm_hidden_ ? x : ConstMat{}, y);
+}
+
+void FeedForward::backward(ConstMat dy, Mat dx, Workspace& workspace) {
+  const Workspace::Mark mark(workspace);
+  const Mat d_hidden = workspace.mat(dy.rows, output_.in_dim());
+  output_.backward(dy, d_hidden, workspace);
+  if (norm_hidden_) {
+    start_residual(dy, dx);
+    norm_hidden_->backward_add(d_hidden, dx, workspace);
+  } else {
+    plain_hidden_->backward(d_hidden, dx, workspace);
+  }
+}
+
+void FeedForward::infer(ConstMat x, Mat y, Workspace& workspace) const {
+  const Workspace::Mark mark(workspace);
+  const Mat hidden = workspace.mat(x.rows, output_.in_dim());
+  if (norm_hidden_) {
+    norm_hidden_->infer(x, hidden, workspace);
+  } else {
+    plain_hidden_->infer(x, {}, hidden);
+  }
+  output_.infer(hidden, norm_hidden_ ? x : ConstMat{}, y);
+}
+
+TransformerBlock::TransformerBlock(ParameterArena& arena, int64_t dim, int64_t hidden_dim, int64_t heads,
+                                   Activation activation, float eps, const std::string& prefix)
+    : attention_(arena, dim, heads, eps,
+                 {prefix + "attn.c_attn.weight", prefix + "attn.c_attn.bias", prefix + "attn.c_proj.weight",
+                  prefix + "attn.c_proj.bias", prefix + "ln_1.weight", prefix + "ln_1.bias"}),
+      feed_forward_(arena, dim, hidden_dim, activation, eps,
+                    {prefix + "mlp.c_fc.weight", prefix + "mlp.c_fc.bias", prefix + "mlp.c_proj.weight",
+                     prefix + "mlp.c_proj.bias", prefix + "ln_2.weight", prefix + "ln_2.bias"}) {}
+
+void TransformerBlock::initialize_scaled(float output_std, uint64_t seed, uint64_t stream) {
+  attention_.initialize_scaled(output_std, seed, stream);
+  feed_forward_.initialize_scaled(output_std, seed, stream + 2);
+}
+
+void TransformerBlock::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) {
+  const Mat middle = workspace.mat(x.rows, x.cols);
+  attention_.forward(x, batch, middle, workspace);
+  feed_forward_.forward(middle, batch, y, workspace);
+}
+
+void TransformerBlock::backward(ConstMat dy, Mat dx, Workspace& workspace) {
+  feed_forward_.backward(dy, dx, workspace);
+  attention_.backward(dx, dx, workspace);
+}
+
+void TransformerBlock::forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
+                                      Workspace& workspace) const {
+  const Workspace::Mark mark(workspace);
+  const Mat middle = workspace.mat(x.rows, x.cols);
+  attention_.forward_cached(x, cache, step, layer, middle, workspace);
+  feed_forward_.infer(middle, y, workspace);
+}
+
+}  // namespace miaobi

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+// Linear layers and their fusions, all on one forward and one backward over gemm.
+#include "miaobi/linear.h"
+
+#include "miaobi/elementwise.h"
+#include "miaobi/gemm.h"
+#include "miaobi/layer_norm.h"
+#include "ops/split.h"
+
+namespace miaobi {
+namespace {
+
+void check_forward(const char* op, ConstMat x, ConstMat w, ConstMat y, ConstMat residual) {
+  MIAOBI_CHECK(x.cols == w.rows, "[", op, "] expected x with ", w.rows, " columns (the rows of weight), got ", x.cols);
+  MIAOBI_CHECK(y.rows == x.rows && y.cols == w.cols, "[", op, "] expected y (", x.rows, ", ", w.cols, "), got (",
+               y.rows, ", ", y.cols, ")");
+  if (residual.data != nullptr) check_same_shape(op, "residual", residual, "y", y);
+}
+
+void check_backward(const char* op, ConstMat dy, ConstMat x, ConstMat w, ConstMat dx, ConstMat dw) {
+  MIAOBI_CHECK(x.cols == w.rows && dy.cols == w.cols && dy.rows == x.rows, "[", op, "] expected dy (", x.rows, ", ",
+               w.cols, "), got (", dy.rows, ", ", dy.cols, ")");
+  if (dx.data != nullptr) check_same_shape(op, "dx", dx, "x", x);
+  if (dw.data != nullptr) check_same_shape(op, "dw", dw, "weight", w);
+}
+
+void forward(const Operand& x, int64_t rows, ConstMat w, const float* b, Mat y, ConstMat residual) {
+  Epilogue epilogue;
+  epilogue.bias = b;
+  epilogue.residual = residual.data;
+  epilogue.residual_stride = residual.stride;
+  gemm(rows, w.cols, w.rows, x, right_operand(w), y.data, y.stride, false, epilogue);
+}
+
+// dW += f(X)^T dY and db; `x` is the stored X with its transform.
+void backward_parameters(ConstMat dy, Operand x, Mat dw_add, float* db_add) {
+  if (dw_add.data != nullptr) {
+    x.k_major = true;  // X^T: the rows of X run over K
+    gemm(dw_add.rows, dw_add.cols, dy.rows, x, right_operand(dy), dw_add.data, dw_add.stride, true);
+  }
+  if (db_add != nullptr) column_sums_add(dy, db_add);
+}
+
+Operand with_layer_norm(ConstMat x, const LayerNormView& ln) {
+  Operand a = left_operand(x);
+  a.transform = Transform::kLayerNorm;
+  a.mean = ln.mean;
+  a.rstd = ln.rstd;
+  a.gamma = ln.gamma;
+  a.beta = ln.beta;
+  return a;
+}
+
+Operand with_activation(ConstMat x, Activation kind) {
+  Operand a = left_operand(x);
+  a.transform = kind == Activation::kGelu   ? Transform::kGelu
+                : kind == Activation::kRelu ? Transform::kRelu
+                                            : Transform::kNone;
+  return a;
+}
+
+}  // namespace
+
+void linear_forward(ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual) {
+  activation_linear_forward(Activation::kNone, x, w, b, y, residual);
+}
+
+void linear_backward(ConstMat dy, ConstMat x, ConstMat w, Mat dx, Mat dw_add, float* db_add) {
+  activation_linear_backward(Activation::kNone, dy, x, w, dx, dw_add, db_add);
+}
+
+void layer_norm_linear_forward(ConstMat x, const LayerNormView& ln, float eps, ConstMat w, const float* b, Mat y) {
+  check_forward("layer_norm_linear", x, w, y, {});
+  layer_norm_statistics(x, eps, ln.mean, ln.rstd);
+  forward(with_layer_norm(x, ln), x.rows, w, b, y, {});
+}
+
+void layer_norm_linear_backward(ConstMat dy, ConstMat x, const LayerNormView& ln, ConstMat w, Mat dx,
+                                bool accumulate_dx, float* dgamma_add, float* dbeta_add, Mat dw_add, float* db_add,
+                                Workspace& workspace) {
+  check_backward("layer_norm_linear_backward", dy, x, w, dx, dw_add);
+  backward_parameters(dy, with_layer_norm(x, ln), dw_add, db_add);
+  const Workspace::Mark mark(workspace);
+  const Mat df = accumulate_dx || dx.data == nullptr ? workspace.mat(x.rows, x.cols) : dx;
+  gemm(x.rows, x.cols, dy.cols, left_operand(dy), right_operand(w, true), df.data, df.stride);
+  layer_norm_backward(df, x, ln.gamma, ln.mean, ln.rstd, dx.data != nullptr ? dx : df,
+                      accumulate_dx && dx.data != nullptr, dgamma_add, dbeta_add);
+}
+
+void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual) {
+  check_forward("linear", x, w, y, residual);
+  forward(with_activation(x, kind), x.rows, w, b, y, residual);
+}
+
+void activation_linear_backward(Activation kind, ConstMat dy, ConstMat x, ConstMat w, Mat dx, Mat dw_add,
+                                float* db_add) {
+  check_backward("linear_backward", dy, x, w, dx, dw_add);
+  backward_parameters(dy, with_activation(x, kind), dw_add, db_add);
+  if (dx.data == nullptr) return;
+  Epilogue epilogue;
+  if (kind != Activation::kNone) {
+    epilogue.activation = kind;
+    epilogue.grad_of = x.data;
+    epilogue.grad_of_stride = x.stride;
+  }
+  gemm(x.rows, x.cols, dy.cols, left_operand(dy), right_operand(w, true), dx.data, dx.stride, false, epilogue);
+}
+
+}  // namespace miaobi

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// Aligned allocation with its counters, the workspace and the threads' scratch areas.
+#include "miaobi/memory.h"
+
+#include <array>
+#include <atomic>
+#include <new>
+
+namespace miaobi {
+namespace {
+std::atomic<int64_t> g_allocations{0};
+std::atomic<int64_t> g_bytes{0};
+}  // namespace
+
+int64_t allocation_count() { return g_allocations.load(std::memory_order_relaxed); }
+int64_t allocated_bytes() { return g_bytes.load(std::memory_order_relaxed); }
+
+void* aligned_allocate(int64_t bytes) {
+  if (bytes <= 0) return nullptr;
+  void* p = ::operator new(static_cast<size_t>(bytes), std::align_val_t{kAlignment});
+  g_allocations.fetch_add(1, std::memory_order_relaxed);
+  g_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  return p;
+}
+
+void aligned_release(void* p, int64_t bytes) noexcept {
+  if (p == nullptr) return;
+  ::operator delete(p, std::align_val_t{kAlignment});
+  g_bytes.fetch_sub(bytes, std::memory_order_relaxed);
+}
+
+void* Workspace::bytes(int64_t size) {
+  size = (size + kAlignment - 1) / kAlignment * kAlignment;
+  while (block_ < blocks_.size() && used_ + size > blocks_[block_].size()) {
+    ++block_;
+    used_ = 0;
+  }
+  if (block_ == blocks_.size()) blocks_.emplace_back(size);
+  void* p = blocks_[block_].data() + used_;
+  used_ += size;
+  return p;
+}
+
+void Workspace::reset() {
+  if (blocks_.size() > 1) {
+    int64_t total = 0;
+    for (const auto& block : blocks_) total += block.size();
+    blocks_.clear();
+    blocks_.emplace_back(total);
+  }
+  block_ = 0;
+  used_ = 0;
+}
+
+float* thread_scratch(ScratchSlot slot, int64_t floats) {
+  thread_local std::array<Buffer<float>, static_cast<size_t>(ScratchSlot::kCount)> areas;
+  return areas[static_cast<size_t>(slot)].reserve(floats);
+}
+
+}  // namespace miaobi

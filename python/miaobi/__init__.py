@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""miaobi (妙笔): train, run and serve small Chinese language models on an ordinary CPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from miaobi import ops as ops
+    from miaobi._core import (
+        __version__,
+        available_backends,
+        build_info,
+        get_backend,
+        get_matmul_precision,
+        get_num_threads,
+        set_backend,
+        set_matmul_precision,
+        set_num_threads,
+    )
+    from miaobi.errors import FormatError
+    from miaobi.generation import GenerationConfig
+    from miaobi.layers import (
+        FeedForward,
+        FusedGELULinear,
+        FusedLayerNormLinear,
+        LayerNorm,
+        Linear,
+        SelfAttention,
+        TransformerBlock,
+    )
+    from miaobi.llm import LLM
+    from miaobi.lru_cache import get_cache_hit_rate, reset_cache_stats
+    from miaobi.model import GPT, AdamW, GPTConfig
+    from miaobi.segmenter import segment
+    from miaobi.tokenizer import JiebaTokenizer
+    from miaobi.train_config import TrainConfig
+    from miaobi.trainer import Trainer
+    from miaobi.vocab import Vocab
+
+# Where each public name lives; a module is imported when one of its names is first used.
+_HOMES = {
+    "_core": (
+        "__version__ available_backends build_info get_backend get_matmul_precision get_num_threads set_backend "
+        "set_matmul_precision set_num_threads"
+    ),
+    "errors": "FormatError",
+    "generation": "GenerationConfig",
+    "layers": (
+        "FeedForward FusedGELULinear FusedLayerNormLinear LayerNorm Linear SelfAttention TransformerBlock"
+    ),
+    "llm": "LLM",
+    "lru_cache": "get_cache_hit_rate reset_cache_stats",
+    "model": "AdamW GPT GPTConfig",
+    "segmenter": "segment",
+    "tokenizer": "JiebaTokenizer",
+    "train_config": "TrainConfig",
+    "trainer": "Trainer",
+    "vocab": "Vocab",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "GPT",
+    "LLM",
+    "AdamW",
+    "FeedForward",
+    "FormatError",
+    "FusedGELULinear",
+    "FusedLayerNormLinear",
+    "GPTConfig",
+    "GenerationConfig",
+    "JiebaTokenizer",
+    "LayerNorm",
+    "Linear",
+    "SelfAttention",
+    "TrainConfig",
+    "Trainer",
+    "TransformerBlock",
+    "Vocab",
+    "__version__",
+    "available_backends",
+    "build_info",
+    "get_backend",
+    "get_cache_hit_rate",
+    "get_matmul_precision",
+    "get_num_threads",
+    "ops",
+    "reset_cache_stats",
+    "segment",
+    "set_backend",
+    "set_matmul_precision",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("miaobi.ops")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'miaobi' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"miaobi.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

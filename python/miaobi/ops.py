@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""Stateless ops on NumPy arrays, computed in float32 by the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from miaobi import _core
+from miaobi._arrays import as_float32, as_ids
+
+__all__ = ["attention", "cross_entropy", "gelu", "layer_norm", "matmul", "softmax"]
+
+Array = npt.NDArray[np.float32]
+
+
+def matmul(a: npt.ArrayLike, b: npt.ArrayLike, *, transpose_a: bool = False, transpose_b: bool = False) -> Array:
+    """op(a) op(b): (M, K) x (K, N) -> (M, N). A transposed operand is stored (K, M) or (N, K)."""
+    return _core.matmul(as_float32(a, "a"), as_float32(b, "b"), transpose_a, transpose_b)
+
+
+def layer_norm(x: npt.ArrayLike, gamma: npt.ArrayLike, beta: npt.ArrayLike, eps: float = 1e-5) -> Array:
+    """(x - mean) / sqrt(var + eps) * gamma + beta over the last axis; var is the biased variance."""
+    rows = as_float32(x, "x")
+    if rows.ndim == 0:
+        raise ValueError("expected x with at least one dimension, got a number")
+    flat = rows.reshape(-1, rows.shape[-1])
+    return _core.layer_norm(flat, as_float32(gamma, "gamma"), as_float32(beta, "beta"), eps).reshape(rows.shape)
+
+
+def gelu(x: npt.ArrayLike) -> Array:
+    """GELU, tanh form, element by element."""
+    return _core.gelu(as_float32(x, "x"))
+
+
+def softmax(x: npt.ArrayLike) -> Array:
+    """Softmax over the last axis."""
+    rows = as_float32(x, "x")
+    if rows.ndim == 0:
+        raise ValueError("expected x with at least one dimension, got a number")
+    return _core.softmax(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+
+
+def cross_entropy(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    """Mean negative log-likelihood in nats of logits (..., V) at targets (...); targets of -100 do not count.
+
+    ValueError for a target outside [0, V), and where no target counts.
+    """
+    rows, ids = as_float32(logits, "logits"), as_ids(targets, "targets")
+    if rows.ndim == 0 or rows.shape[:-1] != ids.shape:
+        raise ValueError(f"expected targets of shape {rows.shape[:-1]}, got {ids.shape}")
+    losses = _core.token_cross_entropy(rows.reshape(-1, rows.shape[-1]), ids.reshape(-1))
+    count = int(np.count_nonzero(ids != _core.IGNORE_INDEX))
+    if count == 0:
+        raise ValueError("expected at least one target that counts, got none")
+    return float(losses.sum(dtype=np.float64)) / count
+
+
+def attention(q: npt.ArrayLike, k: npt.ArrayLike, v: npt.ArrayLike, causal: bool = True) -> Array:
+    """softmax(q k^T / sqrt(D)) v for q, k, v of shape (B, H, T, D), as PyTorch's scaled_dot_product_attention."""
+    arrays = [as_float32(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v"))]
+    shape = arrays[0].shape
+    if len(shape) != 4 or any(x.shape != shape for x in arrays):
+        raise ValueError(f"expected q, k and v of one shape (B, H, T, D), got {[x.shape for x in arrays]}")
+    batch, heads, length, size = shape
+    if 0 in shape:
+        return np.zeros(shape, dtype=np.float32)
+    # The engine's layout is (tokens, heads * D).
+    flat = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(batch * length, heads * size) for x in arrays]
+    offsets = np.arange(batch + 1, dtype=np.int64) * length
+    out, _ = _core.attention(flat[0], flat[1], flat[2], offsets, heads, causal)
+    return np.ascontiguousarray(out.reshape(batch, length, heads, size).transpose(0, 2, 1, 3))
