@@ -4,6 +4,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/typing.h>
 
 #include <string>
 #include <vector>
@@ -33,13 +34,21 @@ inline FloatArray view_of(float* data, const std::vector<int64_t>& shape, pybind
 
 // Offsets of a ragged batch over `tokens` flat tokens.
 inline void check_offsets(const LongArray& offsets, int64_t tokens) {
-  MIAOBI_CHECK(offsets.ndim() == 1 && offsets.size() >= 1, "expected offsets with one dimension and at least one entry");
+  MIAOBI_CHECK(offsets.ndim() == 1 && offsets.size() >= 1,
+               "expected offsets with one dimension and at least one entry");
+  MIAOBI_CHECK(offsets.at(0) == 0, "expected offsets that start at 0, got ", offsets.at(0));
+  for (pybind11::ssize_t s = 0; s + 1 < offsets.size(); ++s) {
+    MIAOBI_CHECK(offsets.at(s) <= offsets.at(s + 1), "expected ascending offsets, got ", offsets.at(s), " and ",
+                 offsets.at(s + 1));
+  }
   MIAOBI_CHECK(offsets.at(offsets.size() - 1) == tokens, "expected offsets that end at the number of tokens, ", tokens,
                ", got ", offsets.at(offsets.size() - 1));
 }
 
-inline pybind11::dict parameter_views(const miaobi::ParameterArena& arena, bool gradients, pybind11::handle owner) {
-  pybind11::dict views;
+using Views = pybind11::typing::Dict<pybind11::str, FloatArray>;
+
+inline Views parameter_views(const miaobi::ParameterArena& arena, bool gradients, pybind11::handle owner) {
+  Views views;
   for (const auto& p : arena.parameters()) {
     views[pybind11::str(p->name)] = view_of(gradients ? p->grad : p->value, p->shape, owner);
   }

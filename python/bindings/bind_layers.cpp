@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 
 #include "arrays.h"
@@ -16,7 +17,8 @@ using namespace miaobi;
 
 namespace {
 
-// A layer with an arena and a workspace of its own. x is (N, in) or (B, T, in): B sequences of T tokens.
+// A layer with an arena and a workspace of its own, and a lock, so that two Python threads cannot be in them at
+// once. x is (N, in) or (B, T, in): B sequences of T tokens.
 class LayerHandle {
  public:
   template <class Make>
@@ -32,6 +34,7 @@ class LayerHandle {
     FloatArray y = like(x, layer_->out_dim());
     const Mat out(y.mutable_data(), shape.tokens(), layer_->out_dim());
     const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     workspace_.reset();
     // The caller may change x before backward.
     const Mat own = workspace_.mat(shape.tokens(), layer_->in_dim());
@@ -44,25 +47,25 @@ class LayerHandle {
   }
 
   FloatArray backward(const FloatArray& dy, std::optional<float> lr) {
-    MIAOBI_CHECK(shape_.has_value(), "[", layer_->type(), "] backward() expects a forward() before it");
     const Shape shape = shape_of(dy, layer_->out_dim(), "dy");
-    MIAOBI_CHECK(shape.sequences == shape_->sequences && shape.length == shape_->length, "[", layer_->type(),
-                 "] expected dy of the shape that forward() gave");
     FloatArray dx = like(dy, layer_->in_dim());
     const Mat out(dx.mutable_data(), shape.tokens(), layer_->in_dim());
     const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    MIAOBI_CHECK(shape_.has_value(), "[", layer_->type(), "] backward() expects a forward() before it");
+    MIAOBI_CHECK(shape.sequences == shape_->sequences && shape.length == shape_->length, "[", layer_->type(),
+                 "] expected dy of the shape that forward() gave");
     layer_->backward(ConstMat(dy.data(), shape.tokens(), layer_->out_dim()), out, workspace_);
     if (lr.has_value()) {
-      step(*lr);
+      descend(*lr);
       arena_.zero_grad();
     }
     return dx;
   }
 
   void step(float lr) {
-    float* values = arena_.values();
-    const float* grads = arena_.grads();
-    for (int64_t i = 0; i < arena_.size(); ++i) values[i] -= lr * grads[i];
+    const std::lock_guard<std::mutex> lock(mutex_);
+    descend(lr);
   }
 
   void set_training(bool on) { training_ = on; }
@@ -92,6 +95,13 @@ class LayerHandle {
     return FloatArray(shape);
   }
 
+  void descend(float lr) {
+    float* values = arena_.values();
+    const float* grads = arena_.grads();
+    for (int64_t i = 0; i < arena_.size(); ++i) values[i] -= lr * grads[i];
+  }
+
+  mutable std::mutex mutex_;
   ParameterArena arena_;
   std::unique_ptr<Layer> layer_;
   Workspace workspace_;
@@ -110,23 +120,32 @@ class AttentionHandle final : public LayerHandle {
   void enable_kv_cache(std::optional<int64_t> capacity, std::optional<int64_t> window) {
     MIAOBI_CHECK(!capacity || *capacity > 0, "[kv_cache] expected a positive capacity, got ", *capacity);
     MIAOBI_CHECK(!window || *window > 0, "[kv_cache] expected a positive window, got ", *window);
-    const int64_t tokens = capacity.value_or(window.value_or(kDefaultCapacity));
-    window_ = window.value_or(tokens);
-    MIAOBI_CHECK(window_ <= tokens, "[kv_cache] expected a window of at most the capacity, ", tokens, ", got ", window_);
+    const int64_t tokens = capacity.value_or(window.value_or(kDefaultCapacity)), rows = window.value_or(tokens);
+    MIAOBI_CHECK(rows <= tokens, "[kv_cache] expected a window of at most the capacity, ", tokens, ", got ", rows);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    window_ = rows;
     cache_.emplace(1, attention().heads(), attention().head_size(), tokens);
     history_.clear();
     sequence_ = cache_->add_sequence();
   }
   void disable_kv_cache() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     cache_.reset();
     history_.clear();
   }
   void clear_kv_cache() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (cache_) cache_->truncate(sequence_, 0);
     history_.clear();
   }
-  bool kv_cache_enabled() const { return cache_.has_value(); }
-  int64_t kv_cache_length() const { return cache_ ? cache_->length(sequence_) : history_rows(); }
+  bool kv_cache_enabled() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return cache_.has_value();
+  }
+  int64_t kv_cache_length() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return cache_ ? cache_->length(sequence_) : history_rows();
+  }
 
   // New rows x (n, C) after those of earlier calls -> their outputs (n, C).
   FloatArray forward_with_kv_cache(const FloatArray& x) {
@@ -137,6 +156,7 @@ class AttentionHandle final : public LayerHandle {
     FloatArray y = new_mat(in.rows, dim);
     const Mat out = mutable_mat(y);
     const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     Workspace workspace;
     if (cache_) {
       append(in, out, workspace);
@@ -175,7 +195,8 @@ class AttentionHandle final : public LayerHandle {
         const int64_t keep = window_ / 2;
         history_.erase(history_.begin(), history_.end() - keep * dim);
         cache_->truncate(sequence_, 0);
-        if (keep > 0) run(*cache_, sequence_, ConstMat(history_.data(), keep, dim), workspace.mat(keep, dim), workspace);
+        if (keep > 0)
+          run(*cache_, sequence_, ConstMat(history_.data(), keep, dim), workspace.mat(keep, dim), workspace);
         length = keep;
       }
       const int64_t rows = std::min(x.rows - r, window_ - length);
@@ -200,25 +221,31 @@ void check_dims(const char* layer, std::initializer_list<int64_t> dims) {
   for (const int64_t d : dims) MIAOBI_CHECK(d > 0, "[", layer, "] expected positive dimensions, got ", d);
 }
 
+void check_eps(const char* layer, float eps) { MIAOBI_CHECK(eps > 0, "[", layer, "] expected eps > 0, got ", eps); }
+
 // Makes the handle of a layer whose constructor takes the arena and `args`.
 template <class T, class... Args>
 std::unique_ptr<LayerHandle> make(uint64_t seed, Args... args) {
-  return std::make_unique<LayerHandle>(
-      seed, [&](ParameterArena& arena) { return std::make_unique<T>(arena, args...); });
+  return std::make_unique<LayerHandle>(seed,
+                                       [&](ParameterArena& arena) { return std::make_unique<T>(arena, args...); });
 }
 
 }  // namespace
 
 void register_layers(py::module_& m) {
-  py::class_<LayerHandle>(m, "Layer", "A layer: float32 (N, in) or (B, T, in) arrays in, the same with `out` columns out.")
+  py::class_<LayerHandle>(m, "Layer",
+                          "A layer: float32 (N, in) or (B, T, in) arrays in, the same with `out` columns out.")
       .def("forward", &LayerHandle::forward, "x"_a.noconvert(), "y of x; keeps what backward needs.")
       .def("backward", &LayerHandle::backward, "dy"_a.noconvert(), "lr"_a = py::none(),
            "dx of dy for the last forward. Gradients accumulate; with lr, one step of plain gradient descent\n"
            "follows and the gradients are cleared. dx is formed with the parameters before the step.")
       .def("step", &LayerHandle::step, "lr"_a, "parameters -= lr * gradients")
-      .def("zero_grad", [](LayerHandle& l) { l.arena().zero_grad(); }, "Clears the gradients.")
-      .def("train", [](LayerHandle& l) { l.set_training(true); }, "Training mode.")
-      .def("eval", [](LayerHandle& l) { l.set_training(false); }, "Evaluation mode.")
+      .def(
+          "zero_grad", [](LayerHandle& l) { l.arena().zero_grad(); }, "Clears the gradients.")
+      .def(
+          "train", [](LayerHandle& l) { l.set_training(true); }, "Training mode.")
+      .def(
+          "eval", [](LayerHandle& l) { l.set_training(false); }, "Evaluation mode.")
       .def_property_readonly("training", &LayerHandle::training, "Whether the layer is in training mode.")
       .def_property_readonly("layer_type", &LayerHandle::type, "The layer's class.")
       .def_property_readonly(
@@ -241,6 +268,7 @@ void register_layers(py::module_& m) {
       "layer_norm_layer",
       [](int64_t dim, float eps, uint64_t seed) {
         check_dims("LayerNorm", {dim});
+        check_eps("LayerNorm", eps);
         return make<LayerNorm>(seed, dim, eps);
       },
       "dim"_a, "eps"_a = 1e-5f, "seed"_a = 0, "LayerNorm of the rows.");
@@ -248,6 +276,7 @@ void register_layers(py::module_& m) {
       "fused_layer_norm_linear",
       [](int64_t in, int64_t out, float eps, uint64_t seed) {
         check_dims("FusedLayerNormLinear", {in, out});
+        check_eps("FusedLayerNormLinear", eps);
         return make<FusedLayerNormLinear>(seed, in, out, eps, FusedLayerNormLinear::Names{});
       },
       "in_dim"_a, "out_dim"_a, "eps"_a = 1e-5f, "seed"_a = 0, "Y = LayerNorm(X) W + b.");

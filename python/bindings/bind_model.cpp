@@ -70,9 +70,10 @@ FloatArray token_losses(ModelHandle& h, const IntArray& ids, const IntArray& tar
   check_batch(ids, targets, offsets);
   FloatArray losses(ids.size());
   float* out = losses.mutable_data();
-  h.scored = count_scored(targets);
+  const int64_t scored = count_scored(targets);
   const py::gil_scoped_release release;
   const std::lock_guard<std::mutex> lock(h.mutex);
+  h.scored = scored;
   h.model.token_losses(ids.data(), targets.data(), offsets.data(), offsets.size() - 1, out);
   return losses;
 }
@@ -83,8 +84,8 @@ void backward(ModelHandle& h) {
   h.model.backward(h.scored > 0 ? 1.0f / static_cast<float>(h.scored) : 0.0f);
 }
 
-py::tuple loss_backward(ModelHandle& h, const IntArray& ids, const IntArray& targets, const LongArray& offsets,
-                        std::optional<int64_t> normalizer) {
+py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray& ids, const IntArray& targets,
+                                                 const LongArray& offsets, std::optional<int64_t> normalizer) {
   check_batch(ids, targets, offsets);
   const int64_t n = normalizer.value_or(count_scored(targets));
   MIAOBI_CHECK(!normalizer || n > 0, "expected a positive normalizer, got ", n);
@@ -105,7 +106,8 @@ class AdamWHandle {
  public:
   AdamWHandle(std::shared_ptr<ModelHandle> model, float lr, std::pair<float, float> betas, float eps,
               float weight_decay)
-      : model_(std::move(model)), optimizer(model_->model.arena(), {lr, betas.first, betas.second, eps, weight_decay}) {}
+      : model_(std::move(model)),
+        optimizer(model_->model.arena(), {lr, betas.first, betas.second, eps, weight_decay}) {}
 
  private:
   std::shared_ptr<ModelHandle> model_;
@@ -122,8 +124,15 @@ void register_model(py::module_& m) {
       .def(py::init([](int64_t vocab_size, int64_t n_positions, int64_t n_embd, int64_t n_layer, int64_t n_head,
                        int64_t n_inner, const std::string& activation_function, float layer_norm_epsilon,
                        bool tie_word_embeddings, uint64_t seed) {
-             const GPTConfig config{vocab_size, n_positions, n_embd, n_layer, n_head, n_inner,
-                                    activation_named(activation_function), layer_norm_epsilon, tie_word_embeddings};
+             const GPTConfig config{vocab_size,
+                                    n_positions,
+                                    n_embd,
+                                    n_layer,
+                                    n_head,
+                                    n_inner,
+                                    activation_named(activation_function),
+                                    layer_norm_epsilon,
+                                    tie_word_embeddings};
              return std::make_shared<ModelHandle>(config, seed);
            }),
            py::kw_only(), "vocab_size"_a, "n_positions"_a, "n_embd"_a, "n_layer"_a, "n_head"_a, "n_inner"_a,
@@ -136,7 +145,8 @@ void register_model(py::module_& m) {
       .def("loss_backward", loss_backward, "ids"_a.noconvert(), "targets"_a.noconvert(), "offsets"_a.noconvert(),
            "normalizer"_a = py::none(),
            "Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).")
-      .def("zero_grad", [](ModelHandle& h) { h.model.arena().zero_grad(); }, "Clears the gradients.")
+      .def(
+          "zero_grad", [](ModelHandle& h) { h.model.arena().zero_grad(); }, "Clears the gradients.")
       .def_property_readonly(
           "num_parameters", [](const ModelHandle& h) { return h.model.arena().count(); }, "Number of parameters.")
       .def_property_readonly(
@@ -175,8 +185,9 @@ void register_model(py::module_& m) {
           },
           "lr"_a = py::none(), "max_grad_norm"_a = py::none(),
           "One update; gives the gradient's norm before clipping. Nothing changes where that is not finite.")
-      .def_property("step_count", [](AdamWHandle& h) { return h.optimizer.step_count(); },
-                    [](AdamWHandle& h, int64_t n) { h.optimizer.set_step_count(n); }, "Updates made so far.")
+      .def_property(
+          "step_count", [](AdamWHandle& h) { return h.optimizer.step_count(); },
+          [](AdamWHandle& h, int64_t n) { h.optimizer.set_step_count(n); }, "Updates made so far.")
       .def_property_readonly(
           "m",
           [](py::object self) {

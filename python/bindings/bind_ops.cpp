@@ -31,6 +31,7 @@ FloatArray matmul(const FloatArray& a, const FloatArray& b, bool transpose_a, bo
 
 FloatArray layer_norm(const FloatArray& x, const FloatArray& gamma, const FloatArray& beta, float eps) {
   const ConstMat in = const_mat(x, "x");
+  MIAOBI_CHECK(eps > 0, "[layer_norm] expected eps > 0, got ", eps);
   MIAOBI_CHECK(gamma.ndim() == 1 && beta.ndim() == 1 && gamma.size() == in.cols && beta.size() == in.cols,
                "[layer_norm] expected gamma and beta with ", in.cols, " elements, got ", gamma.size(), " and ",
                beta.size());
@@ -74,8 +75,8 @@ FloatArray token_cross_entropy(const FloatArray& logits, const IntArray& targets
 }
 
 // Flat (N, H*D) matrices with sequence offsets.
-py::tuple attention(const FloatArray& q, const FloatArray& k, const FloatArray& v, const LongArray& offsets,
-                    int64_t heads, bool causal) {
+py::typing::Tuple<FloatArray, FloatArray> attention(const FloatArray& q, const FloatArray& k, const FloatArray& v,
+                                                    const LongArray& offsets, int64_t heads, bool causal) {
   const ConstMat qm = const_mat(q, "q"), km = const_mat(k, "k"), vm = const_mat(v, "v");
   check_offsets(offsets, qm.rows);
   MIAOBI_CHECK(heads > 0 && qm.cols % heads == 0, "[attention] expected columns that ", heads, " heads share, got ",
@@ -102,9 +103,8 @@ void register_ops(py::module_& m) {
   m.def(
       "gelu",
       [](const FloatArray& x) {
-        return elementwise(x, [](const float* in, int64_t n, float* out) {
-          activation_forward(Activation::kGelu, in, n, out);
-        });
+        return elementwise(
+            x, [](const float* in, int64_t n, float* out) { activation_forward(Activation::kGelu, in, n, out); });
       },
       "x"_a.noconvert(), "GELU, tanh form, of any shape.");
   m.def(
@@ -117,6 +117,7 @@ void register_ops(py::module_& m) {
   m.def("token_cross_entropy", token_cross_entropy, "logits"_a.noconvert(), "targets"_a.noconvert(),
         "Losses in nats (M,) of logits (M, V) at int32 targets (M,); 0 where the target is -100.");
   m.def("attention", attention, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(), "offsets"_a.noconvert(),
-        "heads"_a, "causal"_a, "Attention over a ragged batch: q, k, v (N, H*D), int64 offsets (S+1,) -> o (N, H*D),\n"
+        "heads"_a, "causal"_a,
+        "Attention over a ragged batch: q, k, v (N, H*D), int64 offsets (S+1,) -> o (N, H*D),\n"
         "lse (N, H).");
 }

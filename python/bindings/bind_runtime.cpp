@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Threads, instruction sets, backends and precision.
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include "bindings.h"
 #include "kernels/dispatch.h"
@@ -26,7 +27,7 @@ std::string compiler() {
 #endif
 }
 
-py::dict build_info() {
+py::typing::Dict<py::str, py::object> build_info() {
   std::vector<std::string> isas;
   for (const miaobi::KernelTable* table : miaobi::supported_kernels()) isas.emplace_back(table->name);
   const miaobi::CacheSizes& cache = miaobi::cache_sizes();

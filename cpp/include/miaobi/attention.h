@@ -31,8 +31,8 @@ struct AttentionShape {
 //
 // threads: over sequences, heads and blocks of queries. A row's bits depend on its own sequence alone.
 // memory: two tiles of scores a thread. Throws Error where shapes do not fit.
-void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& batch, const AttentionShape& shape,
-                       Mat o, Mat lse);
+void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& batch, const AttentionShape& shape, Mat o,
+                       Mat lse);
 
 // dQ, dK, dV are overwritten; they may be views of one matrix, but overlap no input. With P = exp(S - lse) and
 // delta = rowsum(dO O):   dV = P^T dO,   dS = P (dO V^T - delta) / sqrt(D),   dQ = dS K,   dK = dS^T Q.

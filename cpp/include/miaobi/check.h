@@ -60,8 +60,8 @@ template <class... Parts>
 
 // Always on. The parts after the condition are streamed into the message:
 //   MIAOBI_CHECK(x.cols == c, "[layer_norm] expected ", c, " columns, got ", x.cols);
-#define MIAOBI_CHECK(condition, ...)                  \
-  do {                                                \
-    if (!(condition)) [[unlikely]]                    \
-      ::miaobi::detail::fail(__VA_ARGS__);            \
+#define MIAOBI_CHECK(condition, ...)       \
+  do {                                     \
+    if (!(condition)) [[unlikely]]         \
+      ::miaobi::detail::fail(__VA_ARGS__); \
   } while (false)

@@ -52,8 +52,8 @@ class GPT {
   // where both are wanted loss_backward is cheaper. Once for each token_losses; Error otherwise.
   void backward(float scale);
   // token_losses and backward in one pass over the LM head.
-  void loss_backward(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences,
-                     float scale, float* losses);
+  void loss_backward(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences, float scale,
+                     float* losses);
 
   // Appends rows to cached sequences and gives the logits after the last row of each: ids (N), offsets over
   // `sequences` entries of `cached`; logits (sequences, V). A sequence must get at least one row and stay
@@ -84,7 +84,7 @@ class GPT {
   std::unique_ptr<LayerNorm> final_norm_;
   Workspace workspace_;
   Batch batch_{};
-  Mat hidden_;              // (N, C) after the last norm
+  Mat hidden_;  // (N, C) after the last norm
   bool has_forward_ = false;
 };
 

@@ -35,7 +35,7 @@ class KVCache {
   int64_t fork(int64_t sequence);  // a new sequence with the same tokens, on the same blocks
   int64_t length(int64_t sequence) const { return at(sequence).length; }
   void truncate(int64_t sequence, int64_t length);  // drops tokens from the end; Error if it has fewer
-  void clear();  // every sequence goes
+  void clear();                                     // every sequence goes
 
   // Rows of a flat batch that continue sequences: sequence i takes the rows batch.offsets[i] .. [i + 1),
   // at positions from starts[i] on.

@@ -8,8 +8,7 @@ namespace miaobi {
 
 // y = xhat gamma + beta, xhat = (x - mean) rstd, rstd = 1 / sqrt(var + eps), var the biased variance.
 // x, y (M, C); gamma, beta (C); mean, rstd (M) are filled. y may be x. Throws Error if C = 0.
-void layer_norm_forward(ConstMat x, const float* gamma, const float* beta, float eps, Mat y, float* mean,
-                        float* rstd);
+void layer_norm_forward(ConstMat x, const float* gamma, const float* beta, float eps, Mat y, float* mean, float* rstd);
 
 // With g = dy gamma:   dx = rstd (g - mean_c(g) - xhat mean_c(g xhat))   (added to dx where accumulate_dx)
 // dgamma += sum_rows dy xhat,  dbeta += sum_rows dy.   dx may be dy, not x. Null dgamma/dbeta: both left out.

@@ -148,7 +148,7 @@ class SelfAttention final : public Layer {
  private:
   int64_t dim_;
   AttentionShape shape_;
-  std::unique_ptr<FusedLayerNormLinear> norm_qkv_;     // one of the two
+  std::unique_ptr<FusedLayerNormLinear> norm_qkv_;  // one of the two
   std::unique_ptr<FusedActivationLinear> plain_qkv_;
   FusedActivationLinear output_;
   RaggedBatch batch_{};

@@ -39,8 +39,7 @@ void layer_norm_linear_backward(ConstMat dy, ConstMat x, const LayerNormView& ln
                                 Workspace& workspace);
 
 // f = activation; `kind` kNone is the plain layer.
-void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y,
-                               ConstMat residual = {});
+void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual = {});
 void activation_linear_backward(Activation kind, ConstMat dy, ConstMat x, ConstMat w, Mat dx, Mat dw_add,
                                 float* db_add);
 

@@ -35,8 +35,7 @@ class Buffer {
       for (int64_t i = 0; i < size; ++i) data_[i] = T{};
     }
   }
-  Buffer(Buffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -94,8 +93,8 @@ class Workspace {
 
  private:
   std::vector<Buffer<char>> blocks_;
-  size_t block_ = 0;   // index of the block that is being handed out
-  int64_t used_ = 0;   // bytes of it
+  size_t block_ = 0;  // index of the block that is being handed out
+  int64_t used_ = 0;  // bytes of it
 };
 
 // Grow-only scratch of the calling thread; one area for each slot. Valid until the same slot is asked for

@@ -11,13 +11,13 @@
 namespace miaobi {
 
 struct SamplingOptions {
-  bool do_sample = true;           // false: the most probable token
-  float temperature = 1.0f;        // > 0
-  int64_t top_k = 0;               // 0: all
-  float top_p = 1.0f;              // (0, 1]: the smallest set of top tokens with at least this probability
-  float min_p = 0.0f;              // [0, 1]: tokens with at least this share of the top one's probability
-  float repetition_penalty = 1.0f; // > 0: positive logits of tokens in the history are divided by it,
-                                   // negative ones multiplied (Keskar et al. 2019)
+  bool do_sample = true;             // false: the most probable token
+  float temperature = 1.0f;          // > 0
+  int64_t top_k = 0;                 // 0: all
+  float top_p = 1.0f;                // (0, 1]: the smallest set of top tokens with at least this probability
+  float min_p = 0.0f;                // [0, 1]: tokens with at least this share of the top one's probability
+  float repetition_penalty = 1.0f;   // > 0: positive logits of tokens in the history are divided by it,
+                                     // negative ones multiplied (Keskar et al. 2019)
   int64_t no_repeat_ngram_size = 0;  // 0: off; no n-gram of the history is completed a second time
 
   void validate() const;  // throws Error that names the field
