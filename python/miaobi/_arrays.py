@@ -16,7 +16,7 @@ def as_float32(x: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
     array = np.asarray(x)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"expected {name} to hold real numbers, got dtype {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return np.asarray(array, dtype=np.float32, order="C")
 
 
 def as_ids(x: npt.ArrayLike, name: str) -> npt.NDArray[np.int32]:
@@ -30,7 +30,7 @@ def as_ids(x: npt.ArrayLike, name: str) -> npt.NDArray[np.int32]:
         limits = np.iinfo(np.int32)
         if array.max() > limits.max or array.min() < limits.min:
             raise ValueError(f"expected {name} to fit in 32 bits, got values from {array.min()} to {array.max()}")
-    return np.ascontiguousarray(array, dtype=np.int32)
+    return np.asarray(array, dtype=np.int32, order="C")
 
 
 def as_offsets(x: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -38,4 +38,4 @@ def as_offsets(x: npt.ArrayLike) -> npt.NDArray[np.int64]:
     array = np.asarray(x)
     if array.dtype.kind not in "iu":
         raise ValueError(f"expected offsets to hold integers, got dtype {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.asarray(array, dtype=np.int64, order="C")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -51,14 +52,15 @@ class GPTConfig:
             value = getattr(self, name)
             if name == "n_inner" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"expected {name} to be a whole number of at least 1, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+                raise ValueError(f"expected {name} to be a whole number from 1 to 2**31 - 1, got {value!r}")
         if self.n_embd % self.n_head != 0:
             raise ValueError(f"expected n_embd to be a multiple of n_head, got {self.n_embd} and {self.n_head}")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(f"expected activation_function in {ACTIVATIONS}, got {self.activation_function!r}")
-        if not self.layer_norm_epsilon > 0:
-            raise ValueError(f"expected layer_norm_epsilon > 0, got {self.layer_norm_epsilon!r}")
+        epsilon = self.layer_norm_epsilon
+        if not isinstance(epsilon, (int, float)) or not 0 < epsilon < math.inf:
+            raise ValueError(f"expected layer_norm_epsilon > 0, got {epsilon!r}")
         if self.dropout != 0.0:
             raise ValueError(f"expected dropout 0.0, got {self.dropout!r}: the engine trains without dropout")
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,13 @@ __all__ = ["attention", "cross_entropy", "gelu", "layer_norm", "matmul", "softma
 Array = npt.NDArray[np.float32]
 
 
+def _rows(x: Array, name: str) -> Array:
+    """x as a matrix of its rows."""
+    if x.ndim == 0:
+        raise ValueError(f"expected {name} with at least one dimension, got a number")
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def matmul(a: npt.ArrayLike, b: npt.ArrayLike, *, transpose_a: bool = False, transpose_b: bool = False) -> Array:
     """op(a) op(b): (M, K) x (K, N) -> (M, N). A transposed operand is stored (K, M) or (N, K)."""
     return _core.matmul(as_float32(a, "a"), as_float32(b, "b"), transpose_a, transpose_b)
@@ -21,11 +30,10 @@ def matmul(a: npt.ArrayLike, b: npt.ArrayLike, *, transpose_a: bool = False, tra
 
 def layer_norm(x: npt.ArrayLike, gamma: npt.ArrayLike, beta: npt.ArrayLike, eps: float = 1e-5) -> Array:
     """(x - mean) / sqrt(var + eps) * gamma + beta over the last axis; var is the biased variance."""
-    rows = as_float32(x, "x")
-    if rows.ndim == 0:
-        raise ValueError("expected x with at least one dimension, got a number")
-    flat = rows.reshape(-1, rows.shape[-1])
-    return _core.layer_norm(flat, as_float32(gamma, "gamma"), as_float32(beta, "beta"), eps).reshape(rows.shape)
+    array = as_float32(x, "x")
+    return _core.layer_norm(
+        _rows(array, "x"), as_float32(gamma, "gamma"), as_float32(beta, "beta"), eps
+    ).reshape(array.shape)
 
 
 def gelu(x: npt.ArrayLike) -> Array:
@@ -35,10 +43,8 @@ def gelu(x: npt.ArrayLike) -> Array:
 
 def softmax(x: npt.ArrayLike) -> Array:
     """Softmax over the last axis."""
-    rows = as_float32(x, "x")
-    if rows.ndim == 0:
-        raise ValueError("expected x with at least one dimension, got a number")
-    return _core.softmax(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+    array = as_float32(x, "x")
+    return _core.softmax(_rows(array, "x")).reshape(array.shape)
 
 
 def cross_entropy(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
@@ -46,10 +52,11 @@ def cross_entropy(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
 
     ValueError for a target outside [0, V), and where no target counts.
     """
-    rows, ids = as_float32(logits, "logits"), as_ids(targets, "targets")
-    if rows.ndim == 0 or rows.shape[:-1] != ids.shape:
-        raise ValueError(f"expected targets of shape {rows.shape[:-1]}, got {ids.shape}")
-    losses = _core.token_cross_entropy(rows.reshape(-1, rows.shape[-1]), ids.reshape(-1))
+    array, ids = as_float32(logits, "logits"), as_ids(targets, "targets")
+    rows = _rows(array, "logits")
+    if array.shape[:-1] != ids.shape:
+        raise ValueError(f"expected targets of shape {array.shape[:-1]}, got {ids.shape}")
+    losses = _core.token_cross_entropy(rows, ids.reshape(-1))
     count = int(np.count_nonzero(ids != _core.IGNORE_INDEX))
     if count == 0:
         raise ValueError("expected at least one target that counts, got none")

@@ -16,13 +16,14 @@ std::atomic<bool> g_bf16{false};
 
 }  // namespace
 
-void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc,
-          bool accumulate, const Epilogue& epilogue) {
+void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc, bool accumulate,
+          const Epilogue& epilogue) {
   if (m == 0 || n == 0) return;
   Operand left = a, right = b;
   left.bf16 = right.bf16 = g_bf16.load(std::memory_order_relaxed);
 #if defined(MIAOBI_HAVE_OPENBLAS)
-  if (g_backend.load(std::memory_order_relaxed) == Backend::kOpenBlas) {
+  // bf16 has no counterpart in cblas: the built-in product has it wherever it is asked for.
+  if (g_backend.load(std::memory_order_relaxed) == Backend::kOpenBlas && !left.bf16) {
     gemm_openblas(m, n, k, left, right, c, ldc, accumulate, epilogue);
     return;
   }

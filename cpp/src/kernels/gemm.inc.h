@@ -2,6 +2,9 @@
 // The GEMM tile, the loop over tiles, and packing with its transforms.
 #pragma once
 
+#include "kernels/kernel_table.h"
+#include "kernels/math.inc.h"
+
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
 constexpr int kW = Vec::kWidth;
@@ -11,8 +14,8 @@ constexpr int kMr = MIAOBI_TILE_ROWS;
 // Rows x Vectors accumulators, one chain each. Vector v of the tile lies in panel v / 2. With kMasked the
 // last vector has only `tail` columns.
 template <int Rows, int Vectors, bool kMasked>
-void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const float* MIAOBI_RESTRICT b,
-          int64_t b_panel, int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
+void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const float* MIAOBI_RESTRICT b, int64_t b_panel,
+          int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
   Vec acc[Rows][Vectors];
   MIAOBI_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -52,8 +55,7 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const flo
   }
 }
 
-using TileFn = void (*)(int64_t, const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t, bool,
-                        int64_t);
+using TileFn = void (*)(int64_t, const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t, bool, int64_t);
 
 struct TileSet {
   TileFn full[2];    // one or two whole vectors
@@ -85,8 +87,8 @@ struct CountTo<0, R...> {
   static constexpr TileSet kSets[sizeof...(R)] = {make_tiles<R>()...};
 };
 
-MIAOBI_INLINE Vec epilogue_one(Vec c, const Epilogue& e, const float* bias, const float* grad_of,
-                               const float* residual, int64_t n) {
+MIAOBI_INLINE Vec epilogue_one(Vec c, const Epilogue& e, const float* bias, const float* grad_of, const float* residual,
+                               int64_t n) {
   const auto get = [n](const float* p) { return n == kW ? Vec::load(p) : Vec::load_n(p, n); };
   if (bias) c = c + get(bias);
   if (grad_of) {
@@ -147,6 +149,10 @@ inline void gemm_block(int64_t m, int64_t n, int64_t k, const Panels& a, const P
     if (epilogue) apply_epilogue(*epilogue, m, j, cols, c + j, ldc);
     j += cols;
   }
+}
+
+inline void epilogue_block(const Epilogue& e, int64_t rows, int64_t cols, float* c, int64_t ldc) {
+  apply_epilogue(e, rows, 0, cols, c, ldc);
 }
 
 // --- packing ---------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ struct Panels {
 };
 
 struct AdamWParams {
-  float lr;            // step size of this step
+  float lr;  // step size of this step
   float beta1;
   float beta2;
   float eps;
@@ -43,6 +43,8 @@ struct KernelTable {
   // C[m x n] = (load_c ? C : 0) + A B over k; then the epilogue where it is not null.
   void (*gemm_block)(int64_t m, int64_t n, int64_t k, const Panels& a, const Panels& b, float* c, int64_t ldc,
                      bool load_c, const Epilogue* epilogue);
+  // The epilogue alone, on `rows` x `cols` elements of C.
+  void (*epilogue)(const Epilogue& e, int64_t rows, int64_t cols, float* c, int64_t ldc);
   // Packs op(X)[i0 .. i0+count) x [k0 .. k0+k) into panels of `panel` (mr or nr) at dst: element (i, k) at
   // dst[(i / panel) * panel * k_count + k * panel + i % panel]. dst has room for whole panels + width.
   void (*pack)(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* dst);
@@ -59,18 +61,17 @@ struct KernelTable {
                                    int64_t cols, const float* mean, const float* rstd, const float* gamma, float* dx,
                                    int64_t dx_stride, bool accumulate);
   // dgamma[c] += sum_r dy xhat; dbeta[c] += sum_r dy, for `cols` columns, r ascending.
-  void (*layer_norm_backward_params)(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
-                                     int64_t rows, int64_t cols, const float* mean, const float* rstd, float* dgamma,
-                                     float* dbeta);
+  void (*layer_norm_backward_params)(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t rows,
+                                     int64_t cols, const float* mean, const float* rstd, float* dgamma, float* dbeta);
 
   // --- Elementwise; y may be x ----------------------------------------------------------------------
   void (*exp)(const float* x, int64_t n, float* y);
   void (*tanh)(const float* x, int64_t n, float* y);
   void (*activation)(Activation kind, const float* x, int64_t n, float* y);
   void (*activation_backward)(Activation kind, const float* x, const float* dy, int64_t n, float* dx);  // dx may be dy
-  void (*add)(const float* x, int64_t n, float* y);  // y += x
-  void (*scale)(float a, int64_t n, float* y);       // y *= a
-  void (*column_sums_add)(const float* x, int64_t stride, int64_t rows, int64_t cols, float* sums);  // r ascending
+  void (*add)(const float* x, int64_t n, float* y);                                                     // y += x
+  void (*scale)(float a, int64_t n, float* y);                                                          // y *= a
+  void (*column_sums_add)(const float* x, int64_t stride, int64_t rows, int64_t cols, float* sums);     // r ascending
 
   // --- Softmax, cross-entropy -----------------------------------------------------------------------
   void (*softmax_row)(const float* x, int64_t n, float* y);

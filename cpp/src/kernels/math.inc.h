@@ -2,6 +2,8 @@
 // exp, tanh and the activations on a vector; error bounds are tested over the whole range.
 #pragma once
 
+#include "kernels/kernel_table.h"
+
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln2 / 2. The polynomial is the Taylor series with its
@@ -46,11 +48,11 @@ MIAOBI_INLINE Vec gelu_gate(Vec x) {
   return sigmoid(u);
 }
 MIAOBI_INLINE Vec gelu(Vec x) { return x * gelu_gate(x); }
-// gelu' = s + x s (1 - s) (2u)'.
+// gelu' = s + x s (1 - s) (2u)'. Far out s (1 - s) is 0, and x^2 is kept from infinity: 0 * inf would be NaN.
 MIAOBI_INLINE Vec gelu_grad(Vec x) {
   const Vec s = gelu_gate(x);
-  const Vec du = fma(Vec::set1(3.0f * kGeluScale * kGeluCubic), x * x, Vec::set1(kGeluScale));
-  // Far out s (1 - s) is 0 while x du overflows only past 1e12: keep the order that multiplies by 0 first.
+  const Vec x2 = min(x * x, Vec::set1(1e30f));
+  const Vec du = fma(Vec::set1(3.0f * kGeluScale * kGeluCubic), x2, Vec::set1(kGeluScale));
   return fma((s * (Vec::set1(1.0f) - s)) * x, du, s);
 }
 MIAOBI_INLINE Vec relu(Vec x) { return select_lt(x, Vec::zero(), Vec::zero(), x); }

@@ -2,6 +2,9 @@
 // LayerNorm by rows (Ba, Kiros and Hinton 2016), forward and backward.
 #pragma once
 
+#include "kernels/gemm.inc.h"
+#include "kernels/math.inc.h"
+
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
 // sum of f(i, n) over vectors that start at i and hold n elements. Two accumulators hide the latency of
@@ -56,18 +59,18 @@ inline void layer_norm_apply(const float* x, int64_t stride, int64_t rows, int64
   }
 }
 
-inline void layer_norm_backward_rows(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
-                                     int64_t rows, int64_t cols, const float* mean, const float* rstd,
-                                     const float* gamma, float* dx, int64_t dx_stride, bool accumulate) {
+inline void layer_norm_backward_rows(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride, int64_t rows,
+                                     int64_t cols, const float* mean, const float* rstd, const float* gamma, float* dx,
+                                     int64_t dx_stride, bool accumulate) {
   const float inv = 1.0f / static_cast<float>(cols);
   for (int64_t r = 0; r < rows; ++r, dy += dy_stride, x += x_stride, dx += dx_stride) {
     const Vec m = Vec::set1(mean[r]), s = Vec::set1(rstd[r]);
     // Lanes past the end have dy = 0, so g and its products are 0 there.
-    const Vec mean_g = Vec::set1(
-        inv * sum_over(cols, [&](int64_t i, int64_t n) { return get(dy + i, n) * get(gamma + i, n); }));
+    const Vec mean_g =
+        Vec::set1(inv * sum_over(cols, [&](int64_t i, int64_t n) { return get(dy + i, n) * get(gamma + i, n); }));
     const Vec mean_gx = Vec::set1(inv * sum_over(cols, [&](int64_t i, int64_t n) {
-      return (get(dy + i, n) * get(gamma + i, n)) * ((get(x + i, n) - m) * s);
-    }));
+                                    return (get(dy + i, n) * get(gamma + i, n)) * ((get(x + i, n) - m) * s);
+                                  }));
     const auto step = [&](int64_t i, int64_t n) {
       const Vec g = get(dy + i, n) * get(gamma + i, n);
       const Vec xhat = (get(x + i, n) - m) * s;
@@ -81,8 +84,8 @@ inline void layer_norm_backward_rows(const float* dy, int64_t dy_stride, const f
 
 // Column by column in vectors, rows ascending within: the sums of a row range continue those before it.
 inline void layer_norm_backward_params(const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
-                                       int64_t rows, int64_t cols, const float* mean, const float* rstd,
-                                       float* dgamma, float* dbeta) {
+                                       int64_t rows, int64_t cols, const float* mean, const float* rstd, float* dgamma,
+                                       float* dbeta) {
   const auto step = [&](int64_t i, int64_t n) {
     Vec dg = get(dgamma + i, n), db = get(dbeta + i, n);
     for (int64_t r = 0; r < rows; ++r) {

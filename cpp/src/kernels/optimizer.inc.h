@@ -2,6 +2,9 @@
 // AdamW (Loshchilov and Hutter 2019) over a stretch of the arena, and the sum of squares for clipping.
 #pragma once
 
+#include "kernels/math.inc.h"
+#include "kernels/norm.inc.h"
+
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
 inline void adamw(const AdamWParams& p, int64_t n, const float* grad, float* value, float* m, float* v) {

@@ -37,9 +37,7 @@ MIAOBI_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 MIAOBI_INLINE Vec select_lt(Vec a, Vec b, Vec yes, Vec no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
-MIAOBI_INLINE Vec round(Vec a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+MIAOBI_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // 2^n for integral n in [-126, 127].
 MIAOBI_INLINE Vec pow2(Vec n) {
   const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
@@ -86,8 +84,8 @@ MIAOBI_INLINE void transpose(Vec (&r)[16]) {
   // Lane l of s[4g + c] holds column 4l + c: gather lane l of the four groups g.
   MIAOBI_UNROLL
   for (int c = 0; c < 4; ++c) {
-    const __m512 lo01 = _mm512_shuffle_f32x4(s[c], s[4 + c], 0x44);       // g0 l0, g0 l1, g1 l0, g1 l1
-    const __m512 hi01 = _mm512_shuffle_f32x4(s[c], s[4 + c], 0xee);       // g0 l2, g0 l3, g1 l2, g1 l3
+    const __m512 lo01 = _mm512_shuffle_f32x4(s[c], s[4 + c], 0x44);  // g0 l0, g0 l1, g1 l0, g1 l1
+    const __m512 hi01 = _mm512_shuffle_f32x4(s[c], s[4 + c], 0xee);  // g0 l2, g0 l3, g1 l2, g1 l3
     const __m512 lo23 = _mm512_shuffle_f32x4(s[8 + c], s[12 + c], 0x44);
     const __m512 hi23 = _mm512_shuffle_f32x4(s[8 + c], s[12 + c], 0xee);
     r[c].v = _mm512_shuffle_f32x4(lo01, lo23, 0x88);

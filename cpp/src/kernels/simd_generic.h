@@ -31,8 +31,8 @@ struct Vec {
   }
 };
 
-#define MIAOBI_LANES(expression)                          \
-  Vec r;                                                  \
+#define MIAOBI_LANES(expression)                               \
+  Vec r;                                                       \
   for (int i = 0; i < Vec::kWidth; ++i) r.v[i] = (expression); \
   return r
 

@@ -3,6 +3,9 @@
 // 2018; Dao et al. 2022).
 #pragma once
 
+#include "kernels/math.inc.h"
+#include "kernels/norm.inc.h"
+
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
 constexpr float kMinusInf = -__builtin_inff();
@@ -149,8 +152,7 @@ inline void attention_dscores_tile(const float* p, float* dp, int64_t ld, int64_
   }
 }
 
-inline void row_dots(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows, int64_t cols,
-                     float* out) {
+inline void row_dots(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows, int64_t cols, float* out) {
   for (int64_t r = 0; r < rows; ++r, a += lda, b += ldb) {
     out[r] = sum_over(cols, [&](int64_t i, int64_t n) { return get(a + i, n) * get(b + i, n); });
   }

@@ -6,13 +6,12 @@
 // compiled with wide instructions could be the copy that the linker keeps for everyone.
 #pragma once
 
-#include "kernels/kernel_table.h"
-
-#include "kernels/math.inc.h"
 #include "kernels/gemm.inc.h"
+#include "kernels/kernel_table.h"
+#include "kernels/math.inc.h"
 #include "kernels/norm.inc.h"
-#include "kernels/softmax.inc.h"
 #include "kernels/optimizer.inc.h"
+#include "kernels/softmax.inc.h"
 
 #define MIAOBI_STRING_(x) #x
 #define MIAOBI_STRING(x) MIAOBI_STRING_(x)
@@ -26,6 +25,7 @@ const KernelTable kTable = {
     .mr = kMr,
     .nr = kNr,
     .gemm_block = gemm_block,
+    .epilogue = epilogue_block,
     .pack = pack,
     .transpose = transpose_matrix,
     .layer_norm_stats = layer_norm_stats,

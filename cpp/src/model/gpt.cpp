@@ -36,8 +36,8 @@ GPT::GPT(const GPTConfig& config, uint64_t seed) : config_(config) {
                                                          config.activation, config.layer_norm_epsilon,
                                                          "transformer.h." + std::to_string(l) + "."));
   }
-  final_norm_ = std::make_unique<LayerNorm>(arena_, config.n_embd, config.layer_norm_epsilon,
-                                            "transformer.ln_f.weight", "transformer.ln_f.bias");
+  final_norm_ = std::make_unique<LayerNorm>(arena_, config.n_embd, config.layer_norm_epsilon, "transformer.ln_f.weight",
+                                            "transformer.ln_f.bias");
   head_ = config.tie_word_embeddings ? wte_ : arena_.add("lm_head.weight", {config.vocab_size, config.n_embd});
   arena_.allocate();
 
@@ -64,8 +64,9 @@ GPT::Batch GPT::prepare(const int32_t* ids, const int32_t* targets, const int64_
     MIAOBI_CHECK(length >= 0 && offsets[s + 1] <= tokens, "[gpt] expected ascending offsets, got ", offsets[s], " and ",
                  offsets[s + 1]);
     const int64_t start = starts != nullptr ? starts[s] : 0;
-    MIAOBI_CHECK(start + length <= config_.n_positions, "[gpt] expected sequences of at most n_positions = ",
-                 config_.n_positions, " tokens, got ", start + length, "; split them or train with a longer context");
+    MIAOBI_CHECK(start + length <= config_.n_positions,
+                 "[gpt] expected sequences of at most n_positions = ", config_.n_positions, " tokens, got ",
+                 start + length, "; split them or train with a longer context");
     longest = std::max(longest, length);
   }
   auto* own_offsets = static_cast<int64_t*>(workspace.bytes((sequences + 1) * static_cast<int64_t>(sizeof(int64_t))));

@@ -66,8 +66,9 @@ int32_t Sampler::sample(const float* logits, int64_t vocab, const int32_t* histo
   // max_element keeps the first of equals, and NaN never wins a comparison.
   const auto best = std::max_element(logits_.begin(), logits_.end(),
                                      [](float a, float b) { return a < b || (std::isnan(a) && !std::isnan(b)); });
-  MIAOBI_CHECK(best != logits_.end() && std::isfinite(*best),
-               "[sampler] expected at least one finite logit; the model's weights are damaged or every token is banned");
+  MIAOBI_CHECK(
+      best != logits_.end() && std::isfinite(*best),
+      "[sampler] expected at least one finite logit; the model's weights are damaged or every token is banned");
   if (!options_.do_sample) return static_cast<int32_t>(best - logits_.begin());
 
   // Unnormalised probabilities; those below exp(-30) of the best could not be drawn with 23 random bits.

@@ -87,7 +87,8 @@ int64_t KVCache::fork(int64_t sequence) {
 
 void KVCache::truncate(int64_t sequence, int64_t length) {
   Sequence& s = at(sequence);
-  MIAOBI_CHECK(length >= 0 && length <= s.length, "[kv_cache] expected a length from 0 to ", s.length, ", got ", length);
+  MIAOBI_CHECK(length >= 0 && length <= s.length, "[kv_cache] expected a length from 0 to ", s.length, ", got ",
+               length);
   while (static_cast<int64_t>(s.blocks.size()) > blocks_for(length)) {
     release_block(s.blocks.back());
     s.blocks.pop_back();

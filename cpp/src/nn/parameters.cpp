@@ -45,9 +45,7 @@ int64_t ParameterArena::count() const {
   return n;
 }
 
-void ParameterArena::zero_grad() {
-  std::memset(grads_.data(), 0, static_cast<size_t>(size_) * sizeof(float));
-}
+void ParameterArena::zero_grad() { std::memset(grads_.data(), 0, static_cast<size_t>(size_) * sizeof(float)); }
 
 void init_normal(Parameter& p, float std, uint64_t seed, uint64_t stream) {
   const Rng rng(seed, stream);

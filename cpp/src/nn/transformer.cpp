@@ -63,8 +63,8 @@ void SelfAttention::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspa
   } else {
     plain_qkv_->forward(x, batch, qkv_, workspace);
   }
-  attention_forward(qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), batch,
-                    shape_, o_, lse_);
+  attention_forward(qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), batch, shape_,
+                    o_, lse_);
   output_.forward_add(o_, norm_qkv_ ? x : ConstMat{}, y);
 }
 
@@ -72,8 +72,8 @@ void SelfAttention::backward(ConstMat dy, Mat dx, Workspace& workspace) {
   const Workspace::Mark mark(workspace);
   const Mat d_o = workspace.mat(dy.rows, dim_), dqkv = workspace.mat(dy.rows, 3 * dim_);
   output_.backward(dy, d_o, workspace);
-  attention_backward(d_o, qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), o_,
-                     lse_, batch_, shape_, dqkv.col_block(0, dim_), dqkv.col_block(dim_, dim_),
+  attention_backward(d_o, qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), o_, lse_,
+                     batch_, shape_, dqkv.col_block(0, dim_), dqkv.col_block(dim_, dim_),
                      dqkv.col_block(2 * dim_, dim_));
   if (norm_qkv_) {
     start_residual(dy, dx);

@@ -37,8 +37,8 @@ void check_shapes(const char* op, const RaggedBatch& batch, const AttentionShape
                  batch.tokens(), ", ", shape.heads * shape.head_size, ") for ", batch.tokens(), " tokens and ",
                  shape.heads, " heads of ", shape.head_size, ", got (", m.rows, ", ", m.cols, ")");
   }
-  MIAOBI_CHECK(lse.rows == batch.tokens() && lse.cols == shape.heads, "[", op, "] expected lse (", batch.tokens(),
-               ", ", shape.heads, "), got (", lse.rows, ", ", lse.cols, ")");
+  MIAOBI_CHECK(lse.rows == batch.tokens() && lse.cols == shape.heads, "[", op, "] expected lse (", batch.tokens(), ", ",
+               shape.heads, "), got (", lse.rows, ", ", lse.cols, ")");
 }
 
 // x^T cut into tiles of `tile` rows of x: tile t is (cols, tile) at t * tile * cols. Lanes past the last row
@@ -97,8 +97,8 @@ void forward_head(const KernelTable& table, const Head& in, const AttentionShape
                        tile.queries, false, nullptr);
       table.attention_softmax_tile(st, tile.queries, keys, queries, k0, q0, shape.causal, row_max, row_sum, alpha);
       if (k0 > 0) table.scale_rows(o.row(q0), o.stride, queries, d, alpha);
-      table.gemm_block(queries, d, keys, {st, table.mr, tile.queries}, {in.v.row(k0), table.nr, in.v.stride},
-                       o.row(q0), o.stride, k0 > 0, nullptr);
+      table.gemm_block(queries, d, keys, {st, table.mr, tile.queries}, {in.v.row(k0), table.nr, in.v.stride}, o.row(q0),
+                       o.stride, k0 > 0, nullptr);
     }
     for (int64_t i = 0; i < queries; ++i) {
       lse[(q0 + i) * lse_stride] = row_max[i] + std::log(row_sum[i]);
@@ -149,9 +149,8 @@ void backward_head(const KernelTable& table, const Head& in, ConstMat d_o, Const
       const int64_t queries = std::min(tile.queries, length - q0);
       const int64_t keys = shape.causal ? std::min(tile_keys, q0 + queries - k0) : tile_keys;
       const auto product = [&](int64_t m, int64_t n, int64_t depth, const Panels& a, const Panels& b, float* c,
-                               int64_t ldc, bool load_c) {
-        table.gemm_block(m, n, depth, a, b, c, ldc, load_c, nullptr);
-      };
+                               int64_t ldc,
+                               bool load_c) { table.gemm_block(m, n, depth, a, b, c, ldc, load_c, nullptr); };
       const Panels key_tile{kt + k0 * d, table.nr, tile.keys}, value_tile{vt + k0 * d, table.nr, tile.keys};
       product(queries, keys, d, {qt + q0 * d, table.mr, tile.queries}, key_tile, p, tile.keys, false);
       table.attention_probs_tile(p, tile.keys, queries, keys, q0, k0, shape.causal, lse + q0);
@@ -162,16 +161,16 @@ void backward_head(const KernelTable& table, const Head& in, ConstMat d_o, Const
       product(keys, d, queries, {ds, table.mr, tile.keys}, {in.q.row(q0), table.nr, in.q.stride}, out.dk.row(k0),
               out.dk.stride, true);
       table.transpose(ds, tile.keys, queries, keys, 1.0f, dst, tile.queries);
-      product(queries, d, keys, {dst, table.mr, tile.queries}, {in.k.row(k0), table.nr, in.k.stride},
-              out.dq.row(q0), out.dq.stride, k0 > 0);
+      product(queries, d, keys, {dst, table.mr, tile.queries}, {in.k.row(k0), table.nr, in.k.stride}, out.dq.row(q0),
+              out.dq.stride, k0 > 0);
     }
   }
 }
 
 }  // namespace
 
-void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& batch, const AttentionShape& shape,
-                       Mat o, Mat lse) {
+void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& batch, const AttentionShape& shape, Mat o,
+                       Mat lse) {
   check_shapes("attention", batch, shape, {q, k, v, o}, lse);
   const KernelTable& table = kernels_in_use();
   const Tiles tile(table);
@@ -200,10 +199,10 @@ void attention_backward(ConstMat d_o, ConstMat q, ConstMat k, ConstMat v, ConstM
     const int64_t s = task / shape.heads, h = task % shape.heads;
     const Head in{head_view(q, batch, shape, s, h), head_view(k, batch, shape, s, h), head_view(v, batch, shape, s, h)};
     if (in.length() == 0) return;
-    backward_head(table, in, head_view(d_o, batch, shape, s, h), head_view(o, batch, shape, s, h),
-                  lse.row(batch.offsets[s]) + h, lse.stride, shape,
-                  {head_view(dq, batch, shape, s, h), head_view(dk, batch, shape, s, h),
-                   head_view(dv, batch, shape, s, h)});
+    backward_head(
+        table, in, head_view(d_o, batch, shape, s, h), head_view(o, batch, shape, s, h), lse.row(batch.offsets[s]) + h,
+        lse.stride, shape,
+        {head_view(dq, batch, shape, s, h), head_view(dk, batch, shape, s, h), head_view(dv, batch, shape, s, h)});
   });
 }
 

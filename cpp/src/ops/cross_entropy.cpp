@@ -30,9 +30,8 @@ void cross_entropy_forward(ConstMat logits, const int32_t* targets, float* losse
   const KernelTable& table = kernels_in_use();
   parallel_ranges(logits.rows, rows_per_task(logits.cols), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      losses[i] = targets[i] == kIgnoreIndex
-                      ? 0.0f
-                      : table.logsumexp_row(logits.row(i), logits.cols) - logits(i, targets[i]);
+      losses[i] =
+          targets[i] == kIgnoreIndex ? 0.0f : table.logsumexp_row(logits.row(i), logits.cols) - logits(i, targets[i]);
     }
   });
 }

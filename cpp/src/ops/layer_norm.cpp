@@ -16,16 +16,15 @@ void layer_norm_statistics(ConstMat x, float eps, float* mean, float* rstd) {
   });
 }
 
-void layer_norm_forward(ConstMat x, const float* gamma, const float* beta, float eps, Mat y, float* mean,
-                        float* rstd) {
+void layer_norm_forward(ConstMat x, const float* gamma, const float* beta, float eps, Mat y, float* mean, float* rstd) {
   MIAOBI_CHECK(x.cols > 0, "[layer_norm] expected at least one column, got none");
   check_same_shape("layer_norm", "y", y, "x", x);
   const KernelTable& table = kernels_in_use();
   parallel_ranges(x.rows, rows_per_task(x.cols), [&](int64_t begin, int64_t end) {
     const int64_t rows = end - begin;
     table.layer_norm_stats(x.row(begin), x.stride, rows, x.cols, eps, mean + begin, rstd + begin);
-    table.layer_norm_apply(x.row(begin), x.stride, rows, x.cols, mean + begin, rstd + begin, gamma, beta,
-                           y.row(begin), y.stride);
+    table.layer_norm_apply(x.row(begin), x.stride, rows, x.cols, mean + begin, rstd + begin, gamma, beta, y.row(begin),
+                           y.stride);
   });
 }
 
@@ -37,13 +36,13 @@ void layer_norm_backward(ConstMat dy, ConstMat x, const float* gamma, const floa
   // The sums first: dx may overwrite dy.
   if (dgamma_add != nullptr) {
     parallel_ranges(x.cols, kColumnsPerTask, [&](int64_t begin, int64_t end) {
-      table.layer_norm_backward_params(dy.data + begin, dy.stride, x.data + begin, x.stride, x.rows, end - begin,
-                                       mean, rstd, dgamma_add + begin, dbeta_add + begin);
+      table.layer_norm_backward_params(dy.data + begin, dy.stride, x.data + begin, x.stride, x.rows, end - begin, mean,
+                                       rstd, dgamma_add + begin, dbeta_add + begin);
     });
   }
   parallel_ranges(x.rows, rows_per_task(x.cols), [&](int64_t begin, int64_t end) {
-    table.layer_norm_backward_rows(dy.row(begin), dy.stride, x.row(begin), x.stride, end - begin, x.cols,
-                                   mean + begin, rstd + begin, gamma, dx.row(begin), dx.stride, accumulate_dx);
+    table.layer_norm_backward_rows(dy.row(begin), dy.stride, x.row(begin), x.stride, end - begin, x.cols, mean + begin,
+                                   rstd + begin, gamma, dx.row(begin), dx.stride, accumulate_dx);
   });
 }
 

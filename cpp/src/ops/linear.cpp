@@ -27,9 +27,13 @@ void check_backward(const char* op, ConstMat dy, ConstMat x, ConstMat w, ConstMa
 void forward(const Operand& x, int64_t rows, ConstMat w, const float* b, Mat y, ConstMat residual) {
   Epilogue epilogue;
   epilogue.bias = b;
-  epilogue.residual = residual.data;
-  epilogue.residual_stride = residual.stride;
-  gemm(rows, w.cols, w.rows, x, right_operand(w), y.data, y.stride, false, epilogue);
+  // The product overwrites Y before an epilogue can read it: a residual that lies there is what the sums start from.
+  const bool in_place = residual.data != nullptr && residual.data == y.data;
+  if (!in_place) {
+    epilogue.residual = residual.data;
+    epilogue.residual_stride = residual.stride;
+  }
+  gemm(rows, w.cols, w.rows, x, right_operand(w), y.data, y.stride, in_place, epilogue);
 }
 
 // dW += f(X)^T dY and db; `x` is the stored X with its transform.

@@ -21,8 +21,9 @@ inline int64_t rows_per_task(int64_t cols) {
 constexpr int64_t kColumnsPerTask = 64;
 
 inline void check_same_shape(const char* op, const char* name, ConstMat got, const char* like, ConstMat expected) {
-  MIAOBI_CHECK(got.rows == expected.rows && got.cols == expected.cols, "[", op, "] expected ", name, " of the shape of ",
-               like, " (", expected.rows, ", ", expected.cols, "), got (", got.rows, ", ", got.cols, ")");
+  MIAOBI_CHECK(got.rows == expected.rows && got.cols == expected.cols, "[", op, "] expected ", name,
+               " of the shape of ", like, " (", expected.rows, ", ", expected.cols, "), got (", got.rows, ", ",
+               got.cols, ")");
 }
 
 }  // namespace miaobi

@@ -139,8 +139,8 @@ class Pool {
   std::mutex mutex_;  // guards what follows
   std::condition_variable wake_, done_;
   std::atomic<uint64_t> generation_{0};
-  int places_ = 0;               // workers that may still join this loop
-  std::atomic<int> active_{0};   // workers in it
+  int places_ = 0;              // workers that may still join this loop
+  std::atomic<int> active_{0};  // workers in it
   std::atomic<int> sleeping_{0};
   std::vector<std::thread> workers_;
 

@@ -7,5 +7,4 @@
 #define MIAOBI_TILE_ROWS 6
 
 #include "kernels/simd_avx2.h"
-
 #include "kernels/table.inc.h"

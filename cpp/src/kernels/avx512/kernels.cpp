@@ -7,5 +7,4 @@
 #define MIAOBI_TILE_ROWS 14
 
 #include "kernels/simd_avx512.h"
-
 #include "kernels/table.inc.h"

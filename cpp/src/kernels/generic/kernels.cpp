@@ -7,5 +7,4 @@
 #define MIAOBI_TILE_ROWS 4
 
 #include "kernels/simd_generic.h"
-
 #include "kernels/table.inc.h"

@@ -7,5 +7,4 @@
 #define MIAOBI_TILE_ROWS 8
 
 #include "kernels/simd_neon.h"
-
 #include "kernels/table.inc.h"
