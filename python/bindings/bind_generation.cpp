@@ -64,19 +64,20 @@ void register_generation(py::module_& m) {
       .def(py::init<const ModelHandle&, int64_t>(), "model"_a, "capacity"_a,
            "Room for `capacity` tokens over all sequences, rounded up to blocks of 32.")
       .def(
-          "add_sequence", [](CacheHandle& c) { return c.locked([](KVCache& k) { return k.add_sequence(); }); }, "An empty sequence's number.")
+          "add_sequence", [](CacheHandle& c) { return c.locked([](KVCache& k) { return k.add_sequence(); }); },
+          "An empty sequence's number.")
       .def(
-          "free_sequence", [](CacheHandle& c, int64_t s) { c.locked([s](KVCache& k) { k.free_sequence(s); }); }, "sequence"_a,
-          "Gives its blocks back; the number may be given out again.")
+          "free_sequence", [](CacheHandle& c, int64_t s) { c.locked([s](KVCache& k) { k.free_sequence(s); }); },
+          "sequence"_a, "Gives its blocks back; the number may be given out again.")
       .def(
-          "fork", [](CacheHandle& c, int64_t s) { return c.locked([s](KVCache& k) { return k.fork(s); }); }, "sequence"_a,
-          "A new sequence with the same tokens; blocks are shared until one of the two writes.")
+          "fork", [](CacheHandle& c, int64_t s) { return c.locked([s](KVCache& k) { return k.fork(s); }); },
+          "sequence"_a, "A new sequence with the same tokens; blocks are shared until one of the two writes.")
       .def(
-          "length", [](CacheHandle& c, int64_t s) { return c.locked([s](const KVCache& k) { return k.length(s); }); }, "sequence"_a,
-          "Tokens in a sequence.")
+          "length", [](CacheHandle& c, int64_t s) { return c.locked([s](const KVCache& k) { return k.length(s); }); },
+          "sequence"_a, "Tokens in a sequence.")
       .def(
-          "truncate", [](CacheHandle& c, int64_t s, int64_t n) { c.locked([s, n](KVCache& k) { k.truncate(s, n); }); }, "sequence"_a, "length"_a,
-          "Drops tokens from the end.")
+          "truncate", [](CacheHandle& c, int64_t s, int64_t n) { c.locked([s, n](KVCache& k) { k.truncate(s, n); }); },
+          "sequence"_a, "length"_a, "Drops tokens from the end.")
       .def(
           "clear", [](CacheHandle& c) { c.locked([](KVCache& k) { k.clear(); }); }, "Frees every sequence.")
       .def(

@@ -18,7 +18,7 @@ int get_num_threads();
 //
 // A loop inside a task, a loop of one task, and a loop that is started while another Python or C++ thread
 // has the pool all run on the calling thread alone. After fork() the child gets a pool of its own.
-// The body must not throw.
+// Where a body throws, its thread takes no more tasks and the first exception is thrown again here at the end.
 void parallel_run(int64_t count, void (*body)(void* context, int64_t index), void* context);
 
 template <class Body>

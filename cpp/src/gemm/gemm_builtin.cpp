@@ -69,6 +69,25 @@ void run_block(const KernelTable& table, const Blocking& blocking, int64_t m, in
   });
 }
 
+// Few rows against a B that has to be packed: each task packs a few panels of full depth and uses them while they are
+// in its cache, instead of sending all of B through memory twice.
+void few_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+              int64_t ldc, bool accumulate, const Epilogue& epilogue) {
+  const int64_t group = 4 * table.nr;  // what the widest tile of one row takes
+  parallel_ranges(n, group, [&](int64_t begin, int64_t end) {
+    float* left = thread_scratch(ScratchSlot::kPackA, round_up(m, table.mr) * k + table.width);
+    float* right = thread_scratch(ScratchSlot::kPackB, group * k + table.width);
+    table.pack(a, 0, m, 0, k, table.mr, left);
+    for (int64_t j = begin; j < end; j += group) {
+      const int64_t cols = std::min(group, end - j);
+      table.pack(b, j, cols, 0, k, table.nr, right);
+      const Epilogue part = epilogue.at(0, j);
+      table.gemm_block(m, cols, k, {left, table.mr * k, table.mr}, {right, table.nr * k, table.nr}, c + j, ldc,
+                       accumulate, epilogue.empty() ? nullptr : &part);
+    }
+  });
+}
+
 }  // namespace
 
 void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc,
@@ -76,7 +95,12 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
   const KernelTable& table = kernels_in_use();
   const Blocking blocking = blocking_for(table);
   // Packing B pays when enough rows use it; below that, B's own rows serve as panels.
-  const bool direct = b.k_major && !b.bf16 && b.transform == Transform::kNone && m <= 2 * table.mr;
+  const bool few = m <= 2 * table.mr;
+  const bool direct = few && b.k_major && !b.bf16 && b.transform == Transform::kNone;
+  if (few && !direct) {
+    few_rows(table, m, n, k, a, b, c, ldc, accumulate, epilogue);
+    return;
+  }
   for (int64_t j0 = 0; j0 < n; j0 += blocking.nc) {
     const int64_t cols = std::min(blocking.nc, n - j0);
     const Epilogue part = epilogue.at(0, j0);

@@ -2,8 +2,10 @@
 // The process-wide thread pool behind parallel_run.
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if !defined(_WIN32)
@@ -73,16 +75,14 @@ class Pool {
     if (sleeping_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();
     work();
     // No more tasks: whoever has not joined yet stays out, whoever has is waited for.
-    std::unique_lock<std::mutex> lock(mutex_);
-    places_ = 0;
-    if (active_ == 0) return;
-    lock.unlock();
-    for (int i = 0; i < kSpins; ++i) {
-      if (active_.load(std::memory_order_acquire) == 0) return;
-      pause();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      places_ = 0;
     }
-    lock.lock();
+    for (int i = 0; i < kSpins && active_.load(std::memory_order_acquire) != 0; ++i) pause();
+    std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return active_ == 0; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   static std::atomic<int>& threads_wanted() {
@@ -109,7 +109,12 @@ class Pool {
 
   void work() {
     inside_task() = true;
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) body_(context_, i);
+    try {
+      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) body_(context_, i);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
     inside_task() = false;
   }
 
@@ -140,6 +145,7 @@ class Pool {
   std::condition_variable wake_, done_;
   std::atomic<uint64_t> generation_{0};
   int places_ = 0;              // workers that may still join this loop
+  std::exception_ptr error_;    // the first that a task threw
   std::atomic<int> active_{0};  // workers in it
   std::atomic<int> sleeping_{0};
   std::vector<std::thread> workers_;

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""The command line: `miaobi` and `python -m miaobi`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from miaobi.cli import bench, chat, demo, evaluate, generate, info, train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="miaobi",
+    help="Train and run small Chinese language models on the CPU. 训练和运行中文小语言模型。",
+    epilog='Example: `miaobi demo`, then `miaobi train poems.txt --out my-model`, `miaobi generate my-model "春风"`',
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command("demo", epilog="Example: `miaobi demo`")(demo.demo)
+app.command("train", epilog="Example: `miaobi train poems.txt --out my-model --preset small --minutes 10`")(train.train)
+app.command("generate", epilog='Example: `miaobi generate my-model "春风" --max-new-tokens 40 --seed 1`')(
+    generate.generate
+)
+app.command("chat", epilog="Example: `miaobi chat my-model`")(chat.chat)
+app.command("eval", epilog="Example: `miaobi eval my-model poems.val.txt`")(evaluate.evaluate)
+app.command("info", epilog="Example: `miaobi info my-model`")(info.info)
+app.command("bench", epilog="Example: `miaobi bench --json bench.json`")(bench.bench)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from miaobi import __version__
+
+        typer.echo(f"miaobi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _callback(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line and leaves the process: 0 done, 2 not usable as asked, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
+    try:
+        app(prog_name="miaobi")
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        _fail(_describe(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    sys.stderr.write(f"{red}miaobi:{plain} {message}\n")
+    sys.exit(code)
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong, in a sentence."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f': {error}' if str(error) else ''}; try a smaller model, batch or context"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return re.sub(r"^\[\w+\] ", "", str(error)) or type(error).__name__

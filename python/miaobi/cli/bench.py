@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""`miaobi bench`: what this build does on this machine, in under a minute."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miaobi.cli import options as opt
+
+__all__ = ["bench"]
+
+_SHAPES = (  # name, M, K, N
+    ("square", 512, 512, 512),
+    ("square", 1024, 1024, 1024),
+    ("nano, feed-forward of a batch", 2048, 256, 512),
+    ("small, feed-forward of a batch", 2048, 384, 1536),
+    ("nano, head for one token", 1, 256, 8000),
+)
+_MIN_SAMPLES = 20
+
+
+def bench(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here, too.")
+    ] = None,
+    threads: opt.Threads = None,
+) -> None:
+    """Measure this machine: matrix products, the tokenizer, writing and training with the nano model.
+
+    Takes under a minute. The figures are medians; they are lower while other programs compute.
+    """
+    from miaobi._core import build_info, get_num_threads
+
+    opt.set_threads(threads)
+    if "numpy" not in sys.modules:  # the threads of its BLAS are fixed when it is imported; the same number is fair
+        for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+            os.environ[name] = str(get_num_threads())
+    import numpy as np
+
+    build = {**build_info(), "numpy": np.__version__, "numpy_blas": _numpy_blas()}
+    typer.secho(f"miaobi {build['version']} on {build['cpu']}, {build['processors']} processors", bold=True)
+    typer.echo(
+        f"{build['isa']}, {build['backend']} matrix product, threads: {build['threads']}, {build['compiler']}; "
+        f"numpy {build['numpy']} with {build['numpy_blas']}"
+    )
+    results: dict[str, Any] = {"build": build}
+    for name, title, measure in (
+        ("matmul", "Matrix products, GFLOP/s", _bench_matmul),
+        ("tokenizer", "Tokenizer, characters/s", _bench_tokenizer),
+        ("decode", "Writing with nano, tokens/s", _bench_decode),
+        ("train", "Training nano, tokens/s", _bench_train),
+    ):
+        typer.secho(f"\n{title}", bold=True)
+        results[name] = measure()
+    if json_file is not None:
+        from miaobi.files import write_atomic
+
+        write_atomic(json_file, (json.dumps(results, ensure_ascii=False, indent=2) + "\n").encode())
+        typer.echo(f"\nAll figures are in {json_file}.")
+
+
+def _bench_matmul() -> list[dict[str, Any]]:
+    import numpy as np
+
+    from miaobi.ops import matmul
+
+    rng = np.random.default_rng(0)
+    rows = []
+    typer.echo(f"{'':32}{'M x K x N':>18}{'miaobi':>10}{'numpy':>10}{'ratio':>8}")
+    for name, m, k, n in _SHAPES:
+        a = rng.standard_normal((m, k), dtype=np.float32)
+        b = rng.standard_normal((k, n), dtype=np.float32)
+        if not np.allclose(matmul(a, b), a @ b, rtol=1e-3, atol=1e-3):
+            raise ValueError(f"[bench] the products of {m} x {k} x {n} are not equal: this build does not work here")
+        repeat = max(int(1e8 / (2 * m * k * n)), 1)  # a sample of some milliseconds, longer than the clock's noise
+
+        def ours(a: Any = a, b: Any = b, repeat: int = repeat) -> None:
+            for _ in range(repeat):
+                matmul(a, b)
+
+        def theirs(a: Any = a, b: Any = b, repeat: int = repeat) -> None:
+            for _ in range(repeat):
+                np.matmul(a, b)
+
+        gflop = 2e-9 * m * k * n * repeat
+        us, them = (gflop / _median(times) for times in _alternate([ours, theirs], seconds=1.5))
+        typer.echo(f"{name:32}{f'{m} x {k} x {n}':>18}{us:10.1f}{them:10.1f}{us / them:8.2f}")
+        rows.append({"name": name, "m": m, "k": k, "n": n, "miaobi_gflops": us, "numpy_gflops": them})
+    return rows
+
+
+def _bench_tokenizer() -> dict[str, float]:
+    from miaobi.tokenizer import JiebaTokenizer
+
+    texts = _demo_texts()
+    characters = sum(map(len, texts))
+    tokenizer = JiebaTokenizer.train(texts, vocab_size=8000, shrink=True)
+
+    def encode() -> None:
+        tokenizer.encode_batch(texts)
+
+    def encode_anew() -> None:
+        tokenizer.cache_clear()
+        encode()
+
+    new, known = (characters / _median(times) for times in _alternate([encode_anew, encode], seconds=2.0))
+    ids = tokenizer.encode_batch(texts)
+    begin = time.perf_counter()
+    decoded = [tokenizer.decode(document) for document in ids]
+    back = characters / (time.perf_counter() - begin)
+    if decoded != texts:
+        raise ValueError("[bench] text did not survive encoding and decoding: this build does not work here")
+    typer.echo(f"{'new text':32}{new:18,.0f}")
+    typer.echo(f"{'text in its cache':32}{known:18,.0f}{known / new:10.0f} times")
+    typer.echo(f"{'back to text':32}{back:18,.0f}")
+    return {"encode": new, "encode_cached": known, "decode": back, "vocab_size": tokenizer.vocab_size}
+
+
+def _bench_decode() -> list[dict[str, float]]:
+    import numpy as np
+
+    from miaobi._core import Sampler
+    from miaobi.decoding import Decoder, advance
+    from miaobi.model import GPT
+    from miaobi.presets import PRESETS
+
+    model = GPT(PRESETS["nano"].model_config(8000))
+    context = model.config.n_positions
+    prompt = np.arange(300, 316, dtype=np.int32)
+    rows = []
+    typer.echo(f"{'after 16 tokens of prompt':32}{'':>8}{'cache':>10}{'no cache':>10}{'ratio':>8}")
+    for tokens in (16, 112):
+
+        def write(cached: bool, tokens: int = tokens) -> list[int]:
+            decoder = Decoder(model, context, model.new_cache(context) if cached else None)
+            sampler = Sampler(temperature=0.8, top_p=0.95, seed=1)
+            new, written = prompt, []
+            for _ in range(tokens):
+                written.append(sampler.sample(advance([decoder], [new])[0], decoder.tokens))
+                new = np.asarray(written[-1:], np.int32)
+            return written
+
+        if write(True) != write(False):
+            raise ValueError("[bench] the text with and without cache is not equal: this build does not work here")
+        times = _alternate([lambda: write(True), lambda: write(False)], seconds=3.0)
+        with_cache, without = (tokens / _median(samples) for samples in times)
+        typer.echo(f"{f'{tokens} tokens':32}{'':>8}{with_cache:10,.0f}{without:10,.0f}{with_cache / without:8.1f}")
+        rows.append({"tokens": tokens, "cache": with_cache, "no_cache": without})
+    return rows
+
+
+def _bench_train() -> dict[str, float]:
+    import numpy as np
+
+    from miaobi.model import GPT, AdamW
+    from miaobi.presets import PRESETS
+
+    preset = PRESETS["nano"]
+    model = GPT(preset.model_config(8000))
+    optimizer = AdamW(model, lr=preset.learning_rate)
+    shape = (preset.batch_size, preset.n_positions)
+    ids = np.random.default_rng(0).integers(300, 8000, shape, dtype=np.int32)
+    targets = np.roll(ids, -1, axis=1)
+
+    def step() -> None:
+        model.zero_grad()
+        model.loss_backward(ids, targets)
+        optimizer.step(max_grad_norm=1.0)
+
+    (times,) = _alternate([step], seconds=6.0)
+    speed = ids.size / _median(times)
+    flops = 6 * model.num_parameters * speed / 1e9
+    typer.echo(
+        f"{'{} x {} tokens a step'.format(*shape):32}{speed:18,.0f}"
+        f"   ({1e3 * _median(times):.0f} ms a step, about {flops:.0f} GFLOP/s)"
+    )
+    return {"batch": shape[0], "context": shape[1], "tokens_per_second": speed}
+
+
+def _alternate(functions: list[Callable[[], object]], seconds: float) -> list[list[float]]:
+    """Times of the functions, called in turns for about `seconds`, and at least 20 times unless that takes too long."""
+    for function in functions:
+        function()
+    times: list[list[float]] = [[] for _ in functions]
+    begin = time.perf_counter()
+    while (spent := time.perf_counter() - begin) < seconds or (len(times[0]) < _MIN_SAMPLES and spent < 2 * seconds):
+        for function, samples in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            samples.append(time.perf_counter() - start)
+    return times
+
+
+def _median(times: list[float]) -> float:
+    ordered = sorted(times)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _demo_texts() -> list[str]:
+    from importlib.resources import files
+
+    return (files("miaobi") / "resources" / "demo_statements.txt").read_text("utf-8").splitlines()
+
+
+def _numpy_blas() -> str:
+    """The library that NumPy multiplies with."""
+    import numpy as np
+
+    try:
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return f"{blas['name']} {blas['version']}"
+    except (TypeError, KeyError):
+        return "unknown BLAS"

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""`miaobi train`: from text files to a model."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from miaobi.cli import options as opt
+
+__all__ = ["train"]
+
+_BUDGET: Final = "Length of the run (one of them; 5 minutes if none is given)"
+_TEXT: Final = "Text"
+_MODEL: Final = "Model"
+_LEARNING: Final = "Learning"
+_SEEING: Final = "Checks and samples"
+
+
+def train(
+    context: typer.Context,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Text to learn from: .txt, .json or .jsonl files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the model.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="nano|small|base", help="Size of the model.", show_default="nano", rich_help_panel=_MODEL),
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="Number of tokens.", show_default="8000, or what the text supports", rich_help_panel=_MODEL),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train so many minutes.", rich_help_panel=_BUDGET)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Go through the text so many times.", rich_help_panel=_BUDGET)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Make so many steps.", rich_help_panel=_BUDGET)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in --out.")] = False,
+    document_separator: Annotated[
+        str,
+        typer.Option(
+            metavar="line|blank",
+            help="What ends a document of a .txt file: each line, or a blank one.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = "line",
+    text_field: Annotated[
+        str, typer.Option(help="Field of JSON objects that has the text.", rich_help_panel=_TEXT)
+    ] = "text",
+    val: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Text to validate with, instead of a part of FILE.", rich_help_panel=_TEXT),
+    ] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the documents to validate with; 0 trains on all.",
+            show_default="0.02, at most 100,000 characters",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Contexts of tokens in a step.", show_default="of the preset", rich_help_panel=_LEARNING),
+    ] = None,
+    gradient_accumulation: Annotated[
+        int | None,
+        typer.Option(
+            help="Parts to compute a step in: less memory, the same result.",
+            show_default="of the preset",
+            rich_help_panel=_LEARNING,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            "--lr",
+            help="Highest learning rate.",
+            show_default="of the preset",
+            rich_help_panel=_LEARNING,
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decay of the weights.", show_default="0.1", rich_help_panel=_LEARNING)
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option(help="Share of the run in which the rate rises.", show_default="0.05", rich_help_panel=_LEARNING),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="best|last",
+            help="Which weights DIR has in the end: of the best validation, or the last.",
+            show_default="best",
+            rich_help_panel=_SEEING,
+        ),
+    ] = None,
+    evaluations: Annotated[
+        int | None,
+        typer.Option(help="How often to validate and save.", show_default="10", rich_help_panel=_SEEING),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Beginning of a sample to write at each; may be given several times.",
+            show_default="from the text",
+            rich_help_panel=_SEEING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", "-s", help="The same seed gives the same model.", show_default="0")
+    ] = None,
+    threads: opt.Threads = None,
+) -> None:
+    """Train a model on your text.
+
+    The text is one document in each line of a .txt file; the strings of a .json list; or the lines of a .jsonl file, as
+    strings, {"text": ...} or {"messages": [...]}. Dialogues ("用户：... 助手：...") are recognised.
+
+    Ctrl-C saves the run; the same command with --resume goes on with it.
+    """
+    budget = {"minutes": minutes, "epochs": epochs, "steps": steps}
+    given = [f"--{name}" for name, value in budget.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"expected one of --minutes, --epochs and --steps, got {' and '.join(given)}")
+    if document_separator not in ("line", "blank"):
+        raise ValueError(f"expected --document-separator line or blank, got {document_separator!r}")
+    if resume and overwrite:
+        raise ValueError("expected --resume, to go on, or --overwrite, to begin anew, got both")
+    if val and val_fraction is not None:
+        raise ValueError("expected --val, a file, or --val-fraction, a part of the text, got both")
+    named = {
+        **(budget if given else {}),
+        "batch_size": batch_size,
+        "gradient_accumulation": gradient_accumulation,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "keep": keep,
+        "evaluations": evaluations,
+        "sample_prompts": prompt or None,
+        "seed": seed,
+    }
+    settings = {name: value for name, value in named.items() if value is not None or name in budget}
+    from miaobi.cli.train_run import TrainRun
+
+    opt.set_threads(threads)
+    run = TrainRun(out, preset, settings, resume=resume, overwrite=overwrite)
+    run.read(files, val or [], val_fraction, "blank" if document_separator == "blank" else "line", text_field)
+    run.make_model(vocab_size)
+    code = run.fit(_command(context))
+    if code:
+        raise typer.Exit(code)
+    run.say_end()
+
+
+def _command(context: typer.Context) -> str:
+    """The command that goes on with this run: what was typed, and --resume."""
+    words = ["miaobi", "train"]
+    options: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = context.params.get(name)
+        if name == "files":
+            words += map(str, value or [])
+            continue
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in ("resume", "overwrite"):
+            for entry in value if isinstance(value, list | tuple) else [value]:
+                options += [parameter.opts[0], str(entry)]
+    return shlex.join([*words, *options, "--resume"])

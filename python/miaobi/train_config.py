@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The settings of a training run, checked when they are made, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Final, Literal
+
+__all__ = ["TrainConfig"]
+
+_DEFAULT_MINUTES: Final = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. Raises ValueError naming the field if one is out of range.
+
+    steps, epochs, minutes: the length of the run, at most one of them; none is 5 minutes. Epochs need not be whole.
+    batch_size:            contexts of tokens that each step learns from: a batch has batch_size * n_positions tokens.
+    gradient_accumulation: parts in which a batch is computed. More parts take less memory; the result is the same
+                           but for rounding.
+    learning_rate:         highest learning rate, reached after `warmup`, a share of the run; then it falls along a
+                           cosine to learning_rate * min_learning_rate_ratio.
+    weight_decay, betas, epsilon: of AdamW; decay is for matrices only.
+    max_grad_norm:         the gradient of all parameters together is scaled down to this length; None for no limit.
+    evaluations:           how often to validate, at equal distances, the end included; `eval_every` steps instead if
+                           given. At each the run is saved, and a sample is written from each of `sample_prompts`.
+    sample_tokens:         length of a sample.
+    save_minutes:          save also when so many minutes have gone by.
+    keep:                  which weights the model folder holds at the end: those of the "best" validation, or the
+                           "last".
+    seed:                  the order of the documents, and the samples, follow from it.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    minutes: float | None = None
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-3
+    min_learning_rate_ratio: float = 0.1
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    max_grad_norm: float | None = 1.0
+    evaluations: int = 10
+    eval_every: int | None = None
+    sample_prompts: Sequence[str] = ()
+    sample_tokens: int = 48
+    save_minutes: float = 10.0
+    keep: Literal["best", "last"] = "best"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"[train] expected one of steps, epochs and minutes, got {' and '.join(given)}")
+        if not given:
+            object.__setattr__(self, "minutes", _DEFAULT_MINUTES)
+        for name in ("steps", "batch_size", "gradient_accumulation", "evaluations", "eval_every"):
+            self._check_int(name, 1)
+        self._check_int("sample_tokens", 1)
+        self._check_int("seed", 0)
+        for name in ("epochs", "minutes", "learning_rate", "epsilon", "max_grad_norm", "save_minutes"):
+            self._check_real(name, 0.0, math.inf, open_low=True)
+        self._check_real("weight_decay", 0.0, math.inf)
+        for name in ("min_learning_rate_ratio", "warmup"):
+            self._check_real(name, 0.0, 1.0)
+        betas = tuple(self.betas)
+        if len(betas) != 2 or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in betas):
+            raise ValueError(f"[train] expected betas of two numbers from 0 to under 1, got {self.betas!r}")
+        object.__setattr__(self, "betas", betas)
+        prompts = self.sample_prompts
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"[train] expected sample_prompts to be a list of str, got {prompts!r:.80}")
+        object.__setattr__(self, "sample_prompts", tuple(prompts))
+        if self.keep not in ("best", "last"):
+            raise ValueError(f'[train] expected keep to be "best" or "last", got {self.keep!r:.80}')
+
+    def learning_rate_at(self, progress: float) -> float:
+        """The learning rate when `progress`, 0 to 1, of the run is done."""
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        low = self.learning_rate * self.min_learning_rate_ratio
+        through = min((progress - self.warmup) / (1.0 - self.warmup), 1.0) if self.warmup < 1.0 else 1.0
+        return low + (self.learning_rate - low) * 0.5 * (1.0 + math.cos(math.pi * through))
+
+    def _check_int(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if value is None and name in ("steps", "eval_every"):
+            return
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+            raise ValueError(f"[train] expected {name} to be an integer of {low} or more, got {value!r:.80}")
+        object.__setattr__(self, name, int(value))
+
+    def _check_real(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None and name in ("epochs", "minutes", "max_grad_norm"):
+            return
+        fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not fits or not (low < value if open_low else low <= value) or value > high:
+            kind = f"a number above {low:g}" if open_low else f"a number of {low:g} or more"
+            kind += "" if math.isinf(high) else f", up to {high:g}"
+            raise ValueError(f"[train] expected {name} to be {kind}, got {value!r:.80}")
+        object.__setattr__(self, name, float(value))

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: MIT
+"""The training loop: batches in, steps out, with validation, checkpoints, and an end that can be asked for."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, Literal
+
+from miaobi import chat
+from miaobi.batches import Batch, Batches, TokenData
+from miaobi.checkpoint import TrainState, copy_checkpoint, find_checkpoint, load_checkpoint, publish, save_checkpoint
+from miaobi.llm import LLM
+from miaobi.model import GPT, AdamW
+from miaobi.scoring import Score, score_documents
+from miaobi.tokenizer import JiebaTokenizer
+from miaobi.train_config import TrainConfig
+from miaobi.train_events import (
+    CheckpointEvent,
+    EndEvent,
+    EvaluationEvent,
+    Listener,
+    SampleEvent,
+    SkipEvent,
+    StartEvent,
+    StepEvent,
+    TrainEvent,
+)
+from miaobi.train_log import TrainLog
+
+__all__ = ["CHECKPOINTS", "Trainer"]
+
+_log = logging.getLogger(__name__)
+
+CHECKPOINTS: Final = "checkpoints"
+# One bad batch may pass. If the weights are spoilt or the learning rate is far too high, every step from here on fails.
+_MAX_SKIPS: Final = 5
+_SPEED_WINDOW: Final = 30  # steps over which tokens per second is taken
+# What a checkpoint and a run that goes on from it must share, or its place in the data would mean something else.
+_FIXED_FIELDS: Final = ("batch_size", "seed")
+
+
+class Trainer:
+    """Trains a model: `Trainer(model, tokenizer, TrainConfig(epochs=3), out_dir="poet").fit(texts)`.
+
+    With `out_dir`, that folder holds the model, `checkpoints/last` and `checkpoints/best` to go on from, and
+    `train_log.jsonl`; without, nothing is written. `listener` is called with each `TrainEvent`.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: JiebaTokenizer,
+        config: TrainConfig | None = None,
+        *,
+        out_dir: str | os.PathLike[str] | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        config = config or TrainConfig()
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise ValueError(
+                f"[train] the tokenizer has {tokenizer.vocab_size} tokens, the model has {model.config.vocab_size}; "
+                f"make the model with vocab_size={tokenizer.vocab_size}"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.optimizer = AdamW(
+            model, config.learning_rate, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay
+        )
+        self.state = TrainState()
+        self._out = None if out_dir is None else Path(out_dir)
+        self.listener = listener
+        self._train_log: TrainLog | None = None
+        self._resumed = False
+        self._stop = False
+        self._skips = 0
+        self._speed: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
+        self._total_steps: int | None = None
+        self._clock = self._saved_at = 0.0
+
+    def resume(self, checkpoint_dir: str | os.PathLike[str]) -> Trainer:
+        """Restores a checkpoint, so that `fit` goes on from it as if the run had never ended; returns the trainer.
+
+        Raises FileNotFoundError if there is none, FormatError if it is damaged, and ValueError if it is of another
+        model, tokenizer, batch size or seed.
+        """
+        folder = Path(checkpoint_dir)
+        state = load_checkpoint(find_checkpoint(folder) or folder, self.model, self.tokenizer, self.optimizer)
+        now = asdict(self.config)
+        for name in _FIXED_FIELDS:
+            if state.config.get(name) != now[name]:
+                raise ValueError(
+                    f"{folder}: the run was made with {name}={state.config.get(name)}, got {name}={now[name]}; "
+                    f"go on with the same, or begin a new run"
+                )
+        self.state = state
+        self._resumed = True
+        return self
+
+    def stop(self) -> None:
+        """Asks `fit` to finish its step, save, and return. May be called from any thread."""
+        self._stop = True
+
+    def fit(self, train: Iterable[str] | TokenData, val: Iterable[str] | TokenData | None = None) -> EndEvent:
+        """Trains on documents, validating on others, until the run is done or stopped; tells how it ended.
+
+        The model ends up with the last weights; the model in `out_dir` is the one that `TrainConfig.keep` names.
+        Raises ValueError for no documents, or others than those of the checkpoint; FloatingPointError if loss or
+        gradients are not finite in five steps in a row; and OSError if the run cannot be saved.
+        """
+        data = self._tokens(train)
+        validation = None if val is None else self._tokens(val)
+        if validation is not None and not len(validation):
+            validation = None
+        batches = self._batches(data)
+        self._prepare(data, validation, batches)
+        start = StartEvent(
+            step=self.state.step,
+            total_steps=self._total_steps,
+            parameters=self.model.num_parameters,
+            train_tokens=data.predictions,
+            validation_tokens=0 if validation is None else validation.predictions,
+            config=asdict(self.config),
+            model=asdict(self.model.config),
+            tokenizer_hash=self.tokenizer.hash,
+            version=_version(),
+        )
+        with ExitStack() as stack:
+            if self._out is not None:
+                if not self._resumed:
+                    self._save()  # what cannot be written is better known now than in an hour
+                self._train_log = stack.enter_context(TrainLog(self._out, self.state.step))
+                stack.callback(setattr, self, "_train_log", None)
+            self._emit(start)
+            return self._loop(batches, validation)
+
+    def total_steps(self, data: TokenData) -> int | None:
+        """The number of steps of the whole run on `data`; None if it ends by the clock."""
+        return self._count_steps(self._batches(data))
+
+    def _batches(self, data: TokenData) -> Batches:
+        context = self.model.config.n_positions
+        return Batches(data, context, self.config.batch_size * context, seed=self.config.seed)
+
+    def _count_steps(self, batches: Batches) -> int | None:
+        if self.config.epochs is not None:  # a little is taken off: 0.1 epochs of 30 batches are 3, not 4
+            return max(math.ceil(self.config.epochs * batches.batches_per_epoch - 1e-6), 1)
+        return self.config.steps
+
+    def _tokens(self, texts: Iterable[str] | TokenData) -> TokenData:
+        return texts if isinstance(texts, TokenData) else TokenData.from_texts(texts, self.tokenizer)
+
+    def _prepare(self, data: TokenData, validation: TokenData | None, batches: Batches) -> None:
+        """Sets the length of the run, and checks that a resumed one has the same documents and is not over."""
+        config, state = self.config, self.state
+        self._total_steps = self._count_steps(batches)
+        hashes = (data.hash, "" if validation is None else validation.hash)
+        if self._resumed:
+            if state.train_hash != hashes[0]:
+                raise ValueError(
+                    "[train] the documents are not those that the run was trained on; give the same to go on, "
+                    "or begin a new run"
+                )
+            if self._progress() >= 1.0 and not state.evaluation_due:
+                raise ValueError(
+                    f"[train] the run is complete: {state.step} steps in {state.elapsed / 60:.1f} minutes; "
+                    "give it more steps, epochs or minutes to go on"
+                )
+            if state.validation_hash != hashes[1]:
+                state.best_step = state.best_loss = None  # not comparable
+        state.train_hash, state.validation_hash = hashes
+        state.tokenizer_hash = self.tokenizer.hash
+        state.config = asdict(config)
+        self._clock = time.monotonic() - state.elapsed
+        self._saved_at = state.elapsed
+        self._stop = False
+        self._skips = 0
+        self._speed.clear()
+
+    def _loop(self, batches: Batches, validation: TokenData | None) -> EndEvent:
+        reason: Literal["done", "stopped"] = "done"
+        state = self.state
+        saved = state.step
+        while state.evaluation_due or self._progress() < 1.0:
+            if self._stop:
+                reason = "stopped"
+                break
+            if state.evaluation_due:  # it is part of the state: a run that was stopped before it begins with it
+                self._evaluate(validation, batches)
+                saved = -1 if state.evaluation_due else state.step
+                continue
+            self._step(batches)
+            if not state.evaluation_due and state.elapsed - self._saved_at >= 60.0 * self.config.save_minutes:
+                self._save()
+                saved = state.step
+        if saved != state.step:
+            self._save()
+        if self._out is not None and reason == "done":
+            self._publish()
+        end = EndEvent(
+            reason=reason,
+            step=state.step,
+            epoch=self._epoch(batches),
+            elapsed=state.elapsed,
+            tokens=state.tokens,
+            best_step=state.best_step,
+            best_loss=state.best_loss,
+        )
+        self._emit(end)
+        return end
+
+    def _step(self, batches: Batches) -> None:
+        """One optimizer step on the next batch."""
+        config, state = self.config, self.state
+        begun = time.monotonic()
+        before = self._progress()
+        batch = batches.batch(state.epoch, state.batch)
+        state.batch += 1
+        if state.batch == batches.batches_per_epoch:
+            state.epoch, state.batch = state.epoch + 1, 0
+        learning_rate = config.learning_rate_at(self._progress_of_step())
+        loss = self._accumulate(batch)
+        grad_norm = math.nan
+        if math.isfinite(loss):
+            grad_norm = self.optimizer.step(lr=learning_rate, max_grad_norm=config.max_grad_norm)
+        self.model.zero_grad()
+        state.step += 1
+        state.tokens += batch.scored
+        now = time.monotonic()
+        state.elapsed = now - self._clock
+        self._speed.append((batch.scored, now - begun))
+        state.evaluation_due = self._is_evaluation_due(before)
+        if not math.isfinite(grad_norm):
+            self._skip(loss, grad_norm)
+            return
+        self._skips = 0
+        state.optimizer_step = self.optimizer.step_count
+        state.train_loss_sum += loss * batch.scored
+        state.train_loss_tokens += batch.scored
+        self._emit(
+            StepEvent(
+                step=state.step,
+                epoch=self._epoch(batches),
+                progress=min(self._progress(), 1.0),
+                loss=loss,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                tokens=state.tokens,
+                tokens_per_second=sum(n for n, _ in self._speed) / max(sum(s for _, s in self._speed), 1e-9),
+                elapsed=state.elapsed,
+            )
+        )
+
+    def _accumulate(self, batch: Batch) -> float:
+        """Adds the gradients of the mean loss over `batch`, computed in parts; returns the loss."""
+        total = 0.0
+        for part in batch.split(self.config.gradient_accumulation):
+            loss_sum, _ = self.model.loss_backward(part.ids, part.targets, part.offsets, normalizer=batch.scored)
+            total += loss_sum
+        return total / batch.scored
+
+    def _skip(self, loss: float, grad_norm: float) -> None:
+        self._skips += 1
+        step = self.state.step
+        _log.warning("step %d was not applied: loss %g, gradient norm %g", step, loss, grad_norm)
+        self._emit(SkipEvent(step, loss, grad_norm, self._skips))
+        if self._skips == _MAX_SKIPS:
+            raise FloatingPointError(
+                f"[train] loss or gradients were not finite in {_MAX_SKIPS} steps in a row, the last of them step "
+                f"{step}; lower the learning rate from {self.config.learning_rate:g}"
+            )
+
+    def _evaluate(self, validation: TokenData | None, batches: Batches) -> None:
+        """Validates, writes samples, and saves; if stopped meanwhile, the evaluation remains due."""
+        is_best = False
+        if validation is not None:
+            result = self._score(validation)
+            if result is None:
+                return
+            is_best = self._record(result, batches)
+        self._sample()
+        self.state.evaluation_due = False
+        self._save(is_best)
+
+    def _score(self, validation: TokenData) -> Score | None:
+        """The score of the validation documents, or None if stopped meanwhile."""
+        score = Score(0.0, 0, 0)
+        for document_score in score_documents(self.model, validation.documents()):
+            if self._stop:
+                return None
+            score += document_score
+        return score
+
+    def _record(self, score: Score, batches: Batches) -> bool:
+        """Tells of an evaluation, and returns whether it was the best so far."""
+        loss = score.nats / score.tokens
+        state = self.state
+        is_best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+        if is_best:
+            state.best_loss, state.best_step = loss, state.step
+        train_loss = state.train_loss_sum / max(state.train_loss_tokens, 1)
+        state.train_loss_sum, state.train_loss_tokens = 0.0, 0
+        state.elapsed = time.monotonic() - self._clock
+        _log.info("step %d: validation loss %.4f, %.4f bits/char", state.step, loss, score.bits_per_character)
+        self._emit(
+            EvaluationEvent(
+                step=state.step,
+                epoch=self._epoch(batches),
+                loss=loss,
+                bits_per_character=score.bits_per_character,
+                train_loss=train_loss,
+                is_best=is_best,
+                elapsed=state.elapsed,
+            )
+        )
+        return is_best
+
+    def _sample(self) -> None:
+        if not self.config.sample_prompts:
+            return
+        with LLM(self.model, self.tokenizer) as llm:
+            for prompt in self.config.sample_prompts:
+                text = llm.generate(
+                    prompt, max_new_tokens=self.config.sample_tokens, seed=self.config.seed, stop=chat.TURN_STARTS
+                )
+                self._emit(SampleEvent(self.state.step, prompt, text))
+
+    def _save(self, is_best: bool = False) -> None:
+        """Writes the checkpoint "last", and "best" if it is, and the model folder from the one that is kept."""
+        if self._out is None:
+            return
+        last, best = self._out / CHECKPOINTS / "last", self._out / CHECKPOINTS / "best"
+        save_checkpoint(last, self.model, self.tokenizer, self.optimizer, self.state)
+        if is_best:
+            copy_checkpoint(last, best)
+        if self.state.step and (is_best or self.config.keep == "last" or self.state.best_step is None):
+            publish(last, self._out)
+        self.state.elapsed = time.monotonic() - self._clock
+        self._saved_at = self.state.elapsed
+        if self.state.step:
+            self._emit(CheckpointEvent(self.state.step, str(last), is_best))
+
+    def _publish(self) -> None:
+        """Makes the model folder what `keep` says; a resumed run may have kept another before."""
+        assert self._out is not None
+        best = find_checkpoint(self._out / CHECKPOINTS / "best")
+        last = self._out / CHECKPOINTS / "last"
+        publish(best if self.config.keep == "best" and self.state.best_step and best else last, self._out)
+
+    def _progress(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        if self._total_steps is not None:
+            return self.state.step / self._total_steps
+        assert self.config.minutes is not None
+        return self.state.elapsed / (60.0 * self.config.minutes)
+
+    def _progress_of_step(self) -> float:
+        """How much of the run will be done after the step at hand: the first step shall not have a rate of 0."""
+        if self._total_steps is not None:
+            return (self.state.step + 1) / self._total_steps
+        assert self.config.minutes is not None
+        seconds = self._speed[-1][1] if self._speed else 0.0
+        return (self.state.elapsed + seconds) / (60.0 * self.config.minutes)
+
+    def _is_evaluation_due(self, before: float) -> bool:
+        after = self._progress()
+        if after >= 1.0:
+            return True
+        if self.config.eval_every is not None:
+            return self.state.step % self.config.eval_every == 0
+        n = self.config.evaluations
+        return math.floor(after * n + 1e-9) > math.floor(before * n + 1e-9)
+
+    def _epoch(self, batches: Batches) -> float:
+        return self.state.epoch + self.state.batch / batches.batches_per_epoch
+
+    def _emit(self, event: TrainEvent) -> None:
+        if self._train_log is not None:
+            self._train_log.write(event)
+        if self.listener is not None:
+            self.listener(event)
+
+
+def _version() -> str:
+    try:
+        return version("miaobi")
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""What all tests share: settings that are put back after each, and the path of optional data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import miaobi
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_report_header() -> str:
+    info = miaobi.build_info()
+    return f"miaobi {info['version']}: {info['isa']}, {info['backend']}, {info['threads']} threads, {info['cpu']}"
+
+
+@pytest.fixture(autouse=True)
+def _engine_settings() -> Iterator[None]:
+    """Threads, backend and precision belong to the process: each test leaves them as it found them."""
+    before = miaobi.get_num_threads(), miaobi.get_backend(), miaobi.get_matmul_precision()
+    yield
+    miaobi.set_num_threads(before[0])
+    miaobi.set_backend(before[1])
+    miaobi.set_matmul_precision(before[2])
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Chinese text that may lie beside the repository; no part of it."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    return folder

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: MIT
+// Matrix products: exact on integers, one chain of multiply-adds in ascending k, within the promised bound.
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "miaobi/check.h"
+#include "miaobi/gemm.h"
+#include "reference/reference.h"
+#include "support.h"
+
+namespace miaobi::test {
+namespace {
+
+struct Case {
+  int64_t m, n, k;
+  bool transpose_a = false, transpose_b = false, accumulate = false;
+  Layout layout = kTight;
+  bool bias = false, residual = false;
+  Activation activation = Activation::kNone;
+  bool grad_of = false;
+
+  std::string name() const {
+    std::string s = "gemm " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k);
+    for (const auto& [on, text] : {std::pair(transpose_a, " A^T"), std::pair(transpose_b, " B^T"),
+                                   std::pair(accumulate, " +C"), std::pair(layout.pad > 0, " loose"),
+                                   std::pair(bias, " bias"), std::pair(residual, " residual"),
+                                   std::pair(activation != Activation::kNone, " f"), std::pair(grad_of, "'")}) {
+      if (on) s += text;
+    }
+    return s;
+  }
+};
+
+// Operands, what C held before, and the engine's C.
+struct Run {
+  Guarded a, b, before, grad_of, residual, c;
+  std::vector<float> bias;
+
+  Run(const Case& t, Random& random, bool integers)
+      : a(t.transpose_a ? t.k : t.m, t.transpose_a ? t.m : t.k, t.layout),
+        b(t.transpose_b ? t.n : t.k, t.transpose_b ? t.k : t.n, t.layout),
+        before(t.m, t.n),
+        grad_of(t.m, t.n, t.layout),
+        residual(t.m, t.n, t.layout),
+        c(output(t.m, t.n, t.layout)),
+        bias(random.vector(t.n)) {
+    for (Guarded* g : {&a, &b, &before, &residual}) {
+      if (integers) {
+        g->fill_integers(random, -4, 4);
+      } else {
+        g->fill(random);
+      }
+    }
+    grad_of.fill(random, -3.0f, 3.0f);
+    if (integers) {
+      for (float& x : bias) x = static_cast<float>(random.integer(-4, 4));
+    }
+  }
+
+  Epilogue epilogue(const Case& t) const {
+    Epilogue e;
+    if (t.bias) e.bias = bias.data();
+    if (t.grad_of) e.grad_of = grad_of.mat().data;
+    e.grad_of_stride = grad_of.mat().stride;
+    if (t.residual) e.residual = residual.mat().data;
+    e.residual_stride = residual.mat().stride;
+    e.activation = t.activation;
+    return e;
+  }
+
+  void compute(const Case& t) {
+    fill_c(t);
+    gemm(t.m, t.n, t.k, left_operand(a.mat(), t.transpose_a), right_operand(b.mat(), t.transpose_b), c.mat().data,
+         c.mat().stride, t.accumulate, epilogue(t));
+    CHECK_MESSAGE(c.guards_intact(), t.name());
+  }
+  void fill_c(const Case& t) {
+    for (int64_t i = 0; i < t.m; ++i) {
+      for (int64_t j = 0; j < t.n; ++j) c(i, j) = t.accumulate ? before(i, j) : NAN;
+    }
+  }
+
+  float left(const Case& t, int64_t i, int64_t p) const { return t.transpose_a ? a(p, i) : a(i, p); }
+  float right(const Case& t, int64_t p, int64_t j) const { return t.transpose_b ? b(j, p) : b(p, j); }
+
+  // The promise of gemm.h, bit for bit: one chain in ascending k, then bias, then residual.
+  Guarded chains(const Case& t) const {
+    const bool fused = fuses(kernels_in_use());
+    Guarded want(t.m, t.n);
+    for (int64_t i = 0; i < t.m; ++i) {
+      for (int64_t j = 0; j < t.n; ++j) {
+        float sum = t.accumulate ? before(i, j) : 0.0f;
+        for (int64_t p = 0; p < t.k; ++p) {
+          const float x = left(t, i, p), y = right(t, p, j);
+          sum = fused ? std::fma(x, y, sum) : sum + x * y;
+        }
+        if (t.bias) sum += bias[static_cast<size_t>(j)];
+        if (t.residual) sum += residual(i, j);
+        want(i, j) = sum;
+      }
+    }
+    return want;
+  }
+
+  // Exact in double for small integers; in general with the bound (K+2)u/(1-(K+2)u) (|A||B| + |C| + |bias|), one
+  // unit of depth more for the residual.
+  Matrix<Tracked> bounded(const Case& t) const {
+    const double depth = static_cast<double>(t.k + 2 + (t.residual ? 1 : 0)) * kUnit;
+    Matrix<Tracked> want(t.m, t.n);
+    for (int64_t i = 0; i < t.m; ++i) {
+      for (int64_t j = 0; j < t.n; ++j) {
+        double sum = 0, absolute = 0;
+        const auto add = [&](double x) {
+          sum += x;
+          absolute += std::fabs(x);
+        };
+        if (t.accumulate) add(before(i, j));
+        for (int64_t p = 0; p < t.k; ++p) {
+          add(static_cast<double>(left(t, i, p)) * static_cast<double>(right(t, p, j)));
+        }
+        if (t.bias) add(bias[static_cast<size_t>(j)]);
+        if (t.residual) add(residual(i, j));
+        want(i, j) = Tracked(sum, depth / (1 - depth) * absolute);
+      }
+    }
+    return want;
+  }
+};
+
+template <class Body>
+void for_each_mode(Body&& body) {
+  for (const bool transpose_a : {false, true}) {
+    for (const bool transpose_b : {false, true}) {
+      for (const bool accumulate : {false, true}) body(transpose_a, transpose_b, accumulate);
+    }
+  }
+}
+
+// Puts backend and precision back at the end of a test that changes them.
+struct Settings {
+  ~Settings() {
+    set_backend(backend);
+    set_matmul_precision(precision);
+  }
+  std::string backend = get_backend(), precision = get_matmul_precision();
+};
+
+TEST_CASE("gemm is exact on small integers: every backend, mode and shape around the tiles") {
+  const KernelTable& table = kernels_in_use();
+  const Settings settings;
+  Random random(1);
+  for (const std::string& backend : available_backends()) {
+    set_backend(backend);
+    for (const int64_t m : around({table.mr, table.width})) {
+      for (const int64_t n : around({table.width, table.nr})) {
+        for_each_mode([&](bool transpose_a, bool transpose_b, bool accumulate) {
+          const Layout layout = (m + n) % 2 == 0 ? kTight : kLoose;
+          const Case t{m, n, random.integer(1, 9), transpose_a, transpose_b, accumulate, layout, accumulate};
+          Run run(t, random, true);
+          run.compute(t);
+          expect_same_bits(backend + " " + t.name(), run.c.mat(), run.chains(t).mat());
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("gemm is one chain of multiply-adds for each element, and within its bound") {
+  const KernelTable& table = kernels_in_use();
+  const Settings settings;
+  Random random(2);
+  const int64_t mr = table.mr, nr = table.nr;
+  for (const std::string& backend : available_backends()) {
+    set_backend(backend);
+    // Few rows take wide tiles, up to 2 mr the columns of B as they lie, more than that packed panels.
+    for (const int64_t m : {int64_t{1}, int64_t{2}, int64_t{3}, mr, 2 * mr, 2 * mr + 1, 5 * mr + 2}) {
+      for (const int64_t n : {nr - 1, 4 * nr, 5 * nr + 3}) {
+        for_each_mode([&](bool transpose_a, bool transpose_b, bool accumulate) {
+          const Case t{m, n, 37, transpose_a, transpose_b, accumulate, kLoose, transpose_a, transpose_b};
+          Run run(t, random, false);
+          run.compute(t);
+          if (backend == "builtin") expect_same_bits(t.name(), run.c.mat(), run.chains(t).mat());
+          expect_close(backend + " " + t.name(), run.c.mat(), run.bounded(t), 1.0);
+        });
+      }
+    }
+    // Deeper than a block of depth, which is at most 512.
+    for_each_mode([&](bool transpose_a, bool transpose_b, bool accumulate) {
+      const Case t{2 * mr + 3, nr + 5, 1100, transpose_a, transpose_b, accumulate, kTight, true, true};
+      Run run(t, random, false);
+      run.compute(t);
+      if (backend == "builtin") expect_same_bits(t.name(), run.c.mat(), run.chains(t).mat());
+      expect_close(backend + " " + t.name(), run.c.mat(), run.bounded(t), 1.0);
+    });
+  }
+}
+
+TEST_CASE("gemm cut into blocks of rows, columns and depth equals its parts, bit for bit") {
+  Random random(3);
+  const KernelTable& table = kernels_in_use();
+  // Rows beyond half of a large L2, columns beyond the largest block of columns (8 MB of 256 deep).
+  const Case tall{2100, table.nr + 1, 300, false, false}, wide{2 * table.mr + 1, 8200 + table.nr, 260, false, true};
+  for (const Case& t : {tall, wide}) {
+    Run run(t, random, false);
+    run.compute(t);
+    Guarded parts = output(t.m, t.n);
+    const int64_t rows = t.m / 7 + 1, cols = t.n / 5 + 1;
+    for (int64_t i = 0; i < t.m; i += rows) {
+      for (int64_t j = 0; j < t.n; j += cols) {
+        const int64_t m = std::min(rows, t.m - i), n = std::min(cols, t.n - j);
+        const ConstMat b = t.transpose_b ? run.b.mat().row_block(j, n) : run.b.mat().col_block(j, n);
+        gemm(m, n, t.k, left_operand(run.a.mat().row_block(i, m)), right_operand(b, t.transpose_b),
+             parts.mat().row(i) + j, parts.mat().stride);
+      }
+    }
+    expect_same_bits(t.name(), run.c.mat(), parts.mat());
+  }
+}
+
+TEST_CASE("gemm with K split over accumulating calls equals one call, bit for bit") {
+  Random random(4);
+  for (const int64_t m : {int64_t{1}, int64_t{45}}) {
+    const Case t{m, 50, 700, false, true};
+    Run run(t, random, false);
+    run.compute(t);
+    Guarded split = output(t.m, t.n);
+    int64_t begin = 0;
+    for (const int64_t end : {int64_t{1}, int64_t{256}, int64_t{300}, int64_t{699}, int64_t{700}}) {
+      gemm(t.m, t.n, end - begin, left_operand(run.a.mat().col_block(begin, end - begin)),
+           right_operand(run.b.mat().col_block(begin, end - begin), true), split.mat().data, split.mat().stride,
+           begin > 0);
+      begin = end;
+    }
+    expect_same_bits(t.name(), run.c.mat(), split.mat());
+  }
+}
+
+TEST_CASE("a row of a product alone has the bits it has in the batch") {
+  Random random(5);
+  const Case t{70, 150, 90, false, false, false, kTight, true, true, Activation::kGelu};
+  Run run(t, random, false);
+  run.compute(t);
+  for (const int64_t i : {int64_t{0}, int64_t{13}, t.m - 1}) {
+    Guarded row = output(1, t.n);
+    gemm(1, t.n, t.k, left_operand(run.a.mat().row_block(i, 1)), right_operand(run.b.mat()), row.mat().data, t.n, false,
+         run.epilogue(t).at(i, 0));
+    expect_same_bits("row " + std::to_string(i), row.mat(), run.c.mat().row_block(i, 1));
+  }
+}
+
+TEST_CASE("gemm epilogue: activation, its derivative, bias and residual") {
+  Random random(6);
+  const KernelTable& table = kernels_in_use();
+  for (const int64_t n : around({table.width, table.nr})) {
+    for (const Activation kind : {Activation::kNone, Activation::kGelu, Activation::kRelu}) {
+      for (const bool grad_of : {false, true}) {
+        for (const bool bias : {false, true}) {
+          const Case t{table.mr + 2, n, 300, false, false, n % 2 == 0, kLoose, bias, !bias, kind, grad_of};
+          Run run(t, random, false);
+          run.compute(t);
+          Matrix<Tracked> want = t.accumulate ? tracked(run.before) : Matrix<Tracked>(t.m, t.n);
+          reference::matmul_add(tracked(run.a), false, tracked(run.b), false, want);
+          const Vector<Tracked> b = tracked(run.bias);
+          const Matrix<Tracked> g = tracked(run.grad_of), r = tracked(run.residual);
+          reference::apply_epilogue(
+              reference::MatmulEpilogue<Tracked>{t.bias ? &b : nullptr, t.grad_of ? &g : nullptr,
+                                                 t.residual ? &r : nullptr, t.activation},
+              want);
+          expect_close(t.name(), run.c.mat(), want);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("gemm of nothing: M or N = 0 leaves C alone, K = 0 gives the epilogue of 0 or of C") {
+  Random random(7);
+  for_each_mode([&](bool transpose_a, bool transpose_b, bool accumulate) {
+    for (const Case& t : {Case{0, 5, 3, transpose_a, transpose_b, accumulate, kLoose, true},
+                          Case{5, 0, 3, transpose_a, transpose_b, accumulate, kLoose, true},
+                          Case{5, 37, 0, transpose_a, transpose_b, accumulate, kLoose, true, true},
+                          Case{40, 3, 0, transpose_a, transpose_b, accumulate, kLoose}}) {
+      Run run(t, random, false);
+      run.compute(t);
+      expect_same_bits(t.name(), run.c.mat(), run.chains(t).mat());
+    }
+  });
+  gemm(0, 0, 0, Operand{}, Operand{}, nullptr, 0);
+  float c[2] = {3.0f, 4.0f};
+  gemm(1, 2, 0, Operand{}, Operand{}, c, 2);
+  CHECK(c[0] == 0.0f);
+  CHECK(c[1] == 0.0f);
+}
+
+TEST_CASE("gemm passes NaN and infinity on, to the rows and columns they belong to") {
+  Random random(8);
+  for (const int64_t m : {int64_t{3}, int64_t{40}}) {
+    const Case t{m, 37, 21};
+    Run run(t, random, false);
+    run.a(1, 20) = NAN;
+    run.b(5, 36) = INFINITY;
+    run.compute(t);
+    for (int64_t i = 0; i < t.m; ++i) {
+      for (int64_t j = 0; j < t.n; ++j) {
+        CHECK(std::isnan(run.c(i, j)) == (i == 1));
+        CHECK(std::isinf(run.c(i, j)) == (i != 1 && j == 36));
+      }
+    }
+  }
+}
+
+TEST_CASE("a matrix packed once gives the bits of the matrix") {
+  const KernelTable& table = kernels_in_use();
+  Random random(9);
+  for (const int64_t m : {int64_t{1}, int64_t{table.mr}, int64_t{table.mr} + 1, int64_t{40}}) {
+    for (const int64_t n : around({table.nr})) {
+      for (const int64_t k : {int64_t{0}, int64_t{5}, int64_t{1100}}) {
+        const bool transpose = (m + n) % 2 == 0;
+        const Case t{m, n, k, false, transpose, k == 5, kLoose, true, true};
+        Run run(t, random, false);
+        run.compute(t);
+        const PackedMatrix packed(right_operand(run.b.mat(), transpose), n, k);
+        Guarded c = output(m, n, kLoose);
+        for (int64_t i = 0; i < m; ++i) std::copy_n(&run.before(i, 0), n, &c(i, 0));
+        gemm(m, left_operand(run.a.mat()), packed, c.mat().data, c.mat().stride, t.accumulate, run.epilogue(t));
+        CHECK(c.guards_intact());
+        expect_same_bits("packed " + t.name(), c.mat(), run.c.mat());
+      }
+    }
+  }
+}
+
+// --- bf16 ---------------------------------------------------------------------------------------------------------
+
+float rounded_to_bf16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (std::isnan(x)) return std::bit_cast<float>((bits | 0x00400000u) & 0xffff0000u);
+  const uint32_t below = bits & 0xffff0000u, rest = bits & 0xffffu;
+  const bool up = rest > 0x8000u || (rest == 0x8000u && (below & 0x10000u) != 0);
+  return std::bit_cast<float>(below + (up ? 0x10000u : 0u));
+}
+
+TEST_CASE("bf16 precision is float32 on operands rounded to bfloat16, ties to even") {
+  const Settings settings;
+  Random random(10);
+  for (const int64_t m : {int64_t{2}, int64_t{33}}) {
+    for_each_mode([&](bool transpose_a, bool transpose_b, bool accumulate) {
+      const Case t{m, 45, 70, transpose_a, transpose_b, accumulate, kLoose, true};
+      Run run(t, random, false);
+      // Halfway cases, both ways.
+      run.a(0, 0) = std::bit_cast<float>(0x3f808000u);
+      run.b(0, 0) = std::bit_cast<float>(0x3f818000u);
+      set_matmul_precision("bf16");
+      run.compute(t);
+      Run plain = run;
+      for (Guarded* g : {&plain.a, &plain.b}) {
+        for (int64_t r = 0; r < g->mat().rows; ++r) {
+          for (int64_t c = 0; c < g->mat().cols; ++c) (*g)(r, c) = rounded_to_bf16((*g)(r, c));
+        }
+      }
+      set_matmul_precision("highest");
+      plain.compute(t);
+      expect_same_bits("bf16 " + t.name(), run.c.mat(), plain.c.mat());
+
+      set_matmul_precision("bf16");
+      const PackedMatrix packed(right_operand(run.b.mat(), transpose_b), t.n, t.k);
+      Guarded c = output(t.m, t.n);
+      for (int64_t i = 0; i < t.m; ++i) std::copy_n(&run.before(i, 0), t.n, &c(i, 0));
+      gemm(t.m, left_operand(run.a.mat(), transpose_a), packed, c.mat().data, t.n, accumulate, run.epilogue(t));
+      expect_same_bits("packed bf16 " + t.name(), c.mat(), plain.c.mat());
+    });
+  }
+}
+
+TEST_CASE("rounding to bfloat16 keeps infinities, NaN, signs and the smallest numbers") {
+  const KernelTable& table = kernels_in_use();
+  std::vector<float> x{0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, -1e-45f, 3.3895e38f, 3.4028235e38f, -1.00390625f};
+  Random random(11);
+  while (x.size() < 64) x.push_back(random.uniform());
+  Operand operand;
+  operand.data = x.data();
+  operand.stride = 1;
+  operand.bf16 = true;
+  const int64_t n = static_cast<int64_t>(x.size());
+  std::vector<float> packed(static_cast<size_t>(n * table.nr + table.width));
+  // One element of depth 1 in each place of the panels.
+  table.pack(operand, 0, n, 0, 1, table.nr, packed.data());
+  for (int64_t i = 0; i < n; ++i) {
+    const float got = packed[static_cast<size_t>(i)], want = rounded_to_bf16(x[static_cast<size_t>(i)]);
+    CHECK_MESSAGE(same_bits(got, want), x[static_cast<size_t>(i)], " gave ", got);
+  }
+}
+
+// --- Threads, tables and settings ---------------------------------------------------------------------------------
+
+TEST_CASE("gemm gives the same bits for every number of threads") {
+  for (const Case& t : {Case{700, 70, 90, false, true, true, kTight, true, true, Activation::kGelu},
+                        Case{1, 5000, 70}, Case{60, 600, 600, true, false}}) {
+    Random random(12);
+    Run run(t, random, false);
+    expect_same_for_all_thread_counts(t.name(), [&] {
+      run.compute(t);
+      return Results().add(run.c);
+    });
+  }
+}
+
+TEST_CASE("tables with fused multiply-add agree on products bit for bit") {
+  const KernelsInForce restore;
+  const Case t{61, 77, 530, false, true, true, kLoose, true, true};
+  std::vector<float> first;
+  for (const KernelTable* table : supported_kernels()) {
+    if (!fuses(*table)) continue;
+    use_kernels(table->name);
+    Random random(13);
+    Run run(t, random, false);
+    run.compute(t);
+    const Results got = Results().add(run.c);
+    if (first.empty()) first = got.floats();
+    expect_same_bits(table->name, got.floats(), first);
+  }
+}
+
+TEST_CASE("backend, precision and instruction set refuse unknown names and keep the old one") {
+  const Settings settings;
+  const KernelsInForce restore;
+  CHECK_THROWS_AS(set_backend("mkl"), Error);
+  CHECK_THROWS_AS(set_matmul_precision("fp8"), Error);
+  CHECK_THROWS_AS(use_kernels("avx10"), Error);
+  if (available_backends().size() == 1) CHECK_THROWS_AS(set_backend("openblas"), Error);
+  CHECK(get_backend() == settings.backend);
+  CHECK(get_matmul_precision() == settings.precision);
+  CHECK(std::string(kernels_in_use().name) == restore.name);
+  CHECK(std::string(supported_kernels().back()->name) == "generic");
+}
+
+}  // namespace
+}  // namespace miaobi::test

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints: stopping and resuming exactly, what is kept, and what happens when steps or files fail."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from train_helpers import (
+    TEXTS,
+    VALIDATION,
+    config,
+    figures_of,
+    files_of,
+    log_of,
+    make_model,
+    make_tokenizer,
+    model_in,
+    run_until,
+    weights,
+)
+
+from miaobi import checkpoint as checkpoint_module
+from miaobi.checkpoint import find_checkpoint, load_state
+from miaobi.errors import FormatError
+from miaobi.llm import LLM
+from miaobi.model import GPT
+from miaobi.tokenizer import JiebaTokenizer
+from miaobi.train_events import (
+    CheckpointEvent,
+    SkipEvent,
+    StepEvent,
+    TrainEvent,
+)
+from miaobi.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> JiebaTokenizer:
+    return make_tokenizer()
+
+
+# --- stopping and resuming ---
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 10}, {"epochs": 5}, {"steps": 10, "gradient_accumulation": 2}, {"steps": 11, "eval_every": 2}],
+    ids=str,
+)
+def test_resuming_is_exact(tokenizer: JiebaTokenizer, tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = Trainer(make_model(tokenizer), tokenizer, config(**changes), out_dir=tmp_path / "whole")
+    expected = whole.fit(TEXTS, VALIDATION)
+    for stop_at in (1, 5, 7):
+        out = tmp_path / str(stop_at)
+        run_until(stop_at, make_model(tokenizer), tokenizer, config(**changes), out_dir=out)
+        assert load_state(out / "checkpoints/last").step == stop_at
+        other_model = GPT(whole.model.config, seed=99)
+        resumed = Trainer(other_model, JiebaTokenizer.load(out), config(**changes), out_dir=out)
+        end = resumed.resume(out / "checkpoints/last").fit(TEXTS, VALIDATION)
+        assert weights(resumed) == weights(whole)
+        assert (end.step, end.epoch, end.tokens) == (expected.step, expected.epoch, expected.tokens)
+        assert (end.best_step, end.best_loss) == (expected.best_step, expected.best_loss)
+        assert figures_of(out) == figures_of(tmp_path / "whole")
+        assert model_in(out) == model_in(tmp_path / "whole")
+
+
+def test_more_steps_may_be_given_to_a_finished_run(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path).fit(TEXTS)
+    last = tmp_path / "checkpoints/last"
+    with pytest.raises(ValueError, match="complete: 10 steps"):
+        Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path).resume(last).fit(TEXTS)
+    more = Trainer(make_model(tokenizer), tokenizer, config(steps=15), out_dir=tmp_path)
+    assert more.resume(last).fit(TEXTS).step == 15
+
+
+def test_a_run_goes_on_only_as_it_began(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    run_until(3, make_model(tokenizer), tokenizer, config(), out_dir=tmp_path)
+    last = tmp_path / "checkpoints/last"
+    with pytest.raises(ValueError, match="batch_size=3, got batch_size=4"):
+        Trainer(make_model(tokenizer), tokenizer, config(batch_size=4)).resume(last)
+    with pytest.raises(ValueError, match="seed=5, got seed=6"):
+        Trainer(make_model(tokenizer), tokenizer, config(seed=6)).resume(last)
+    with pytest.raises(ValueError, match="another model"):
+        Trainer(make_model(tokenizer, n_layer=1), tokenizer, config()).resume(last)
+    other = JiebaTokenizer([*tokenizer.tokens[263:-1], "別"])
+    with pytest.raises(ValueError, match="another tokenizer"):
+        Trainer(make_model(other), other, config()).resume(last)
+    with pytest.raises(ValueError, match="not those that the run was trained on"):
+        Trainer(make_model(tokenizer), tokenizer, config()).resume(last).fit(TEXTS[1:])
+    with pytest.raises(FileNotFoundError, match="no checkpoint here"):
+        Trainer(make_model(tokenizer), tokenizer, config()).resume(tmp_path / "none")
+
+
+KILLED = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    from miaobi.batches import TokenData
+    from miaobi.checkpoint import find_checkpoint
+    from miaobi.model import GPT, GPTConfig
+    from miaobi.tokenizer import JiebaTokenizer
+    from miaobi.train_config import TrainConfig
+    from miaobi.trainer import Trainer
+
+    out = Path(sys.argv[1])
+    tokenizer = JiebaTokenizer("天地玄黄宇宙洪荒")
+    data = TokenData.from_ids([[2, *range(263, 263 + n), 3] for n in range(1, 9)], range(1, 9))
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=6, n_embd=16, n_layer=1, n_head=2), seed=1)
+    config = TrainConfig(steps=60, batch_size=2, learning_rate=1e-2, eval_every=2, seed=5)
+    trainer = Trainer(model, tokenizer, config, out_dir=out)
+    if find_checkpoint(out / "checkpoints" / "last"):
+        trainer.resume(out / "checkpoints" / "last")
+    print("ready", flush=True)
+    trainer.fit(data, data)
+    print("done", flush=True)
+    """
+)
+
+
+def test_killed_again_and_again_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    seed = 11
+    draw = random.Random(seed)
+    run = [sys.executable, "-c", KILLED]
+    begun = time.monotonic()
+    with subprocess.Popen([*run, tmp_path / "whole"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        begun = time.monotonic()
+        assert process.stdout.read() == b"done\n"
+    length = time.monotonic() - begun
+    kills = 0
+    for attempt in range(20):
+        with subprocess.Popen([*run, tmp_path / "killed"], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            if attempt < 4:
+                time.sleep(draw.uniform(0.0, length / 3))
+                process.kill()
+            done = process.stdout.read() == b"done\n"
+        if done:
+            break
+        kills += 1
+        assert process.returncode == -signal.SIGKILL
+    assert kills, f"seed {seed}"
+    for name in ("last", "best"):
+        whole, killed = (tmp_path / run / "checkpoints" / name for run in ("whole", "killed"))
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            assert (whole / file).read_bytes() == (killed / file).read_bytes(), f"{name}/{file}, seed {seed}"
+    assert model_in(tmp_path / "killed") == model_in(tmp_path / "whole")
+    assert figures_of(tmp_path / "killed") == figures_of(tmp_path / "whole")
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_a_torn_line_of_the_log_is_dropped(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    whole = Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path / "whole")
+    whole.fit(TEXTS, VALIDATION)
+    run_until(6, make_model(tokenizer), tokenizer, config(), out_dir=tmp_path / "torn")
+    with open(tmp_path / "torn/train_log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"event": "step", "step": 7, "loss": 1.0}\n{"event": "step", "st')
+    resumed = Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path / "torn")
+    resumed.resume(tmp_path / "torn/checkpoints/last").fit(TEXTS, VALIDATION)
+    assert figures_of(tmp_path / "torn") == figures_of(tmp_path / "whole")
+
+
+# --- what is kept ---
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_folder_holds_the_model_that_is_kept(tokenizer: JiebaTokenizer, tmp_path: Path, keep: str) -> None:
+    settings = config(steps=30, evaluations=6, learning_rate=0.05, keep=keep)
+    trainer = Trainer(make_model(tokenizer), tokenizer, settings, out_dir=tmp_path)
+    end = trainer.fit(TEXTS, ["啼鸟照青苔，几枝入海流。", "山尽明月响。"])
+    assert end.best_step is not None
+    assert end.best_step < end.step  # it overfits: the two differ
+    assert model_in(tmp_path) == model_in(tmp_path / "checkpoints" / keep)
+    assert model_in(tmp_path / "checkpoints/last") == trainer.model.arena.tobytes()
+    assert model_in(tmp_path / "checkpoints/best") != trainer.model.arena.tobytes()
+    assert load_state(tmp_path / "checkpoints/best").step == end.best_step
+    with LLM.from_pretrained(tmp_path) as llm:
+        assert llm.tokenizer.hash == tokenizer.hash
+        llm.generate("明月", max_new_tokens=3)
+
+
+def test_it_saves_by_the_clock(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    events: list[TrainEvent] = []
+    settings = config(evaluations=1, save_minutes=1e-9)
+    Trainer(make_model(tokenizer), tokenizer, settings, out_dir=tmp_path, listener=events.append).fit(TEXTS, VALIDATION)
+    assert [event.step for event in events if isinstance(event, CheckpointEvent)] == list(range(1, 11))
+
+
+def test_without_a_folder_nothing_is_written(
+    tokenizer: JiebaTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Trainer(make_model(tokenizer), tokenizer, config()).fit(TEXTS, VALIDATION)
+    assert files_of(tmp_path) == []
+
+
+# --- failures ---
+
+
+@pytest.fixture
+def broken_loss(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Makes the losses of some calls NaN."""
+
+    def break_calls(model: GPT, calls: set[int]) -> None:
+        inner = model.loss_backward
+        count = iter(range(1, 1000))
+
+        def loss_backward(*args: Any, **options: Any) -> tuple[float, int]:
+            result = inner(*args, **options)
+            if next(count) in calls:
+                for gradient in model.gradients().values():
+                    gradient[...] = np.nan
+                return math.nan, result[1]
+            return result
+
+        monkeypatch.setattr(model, "loss_backward", loss_backward)
+
+    return break_calls
+
+
+def test_a_step_that_is_not_finite_is_not_applied(
+    tokenizer: JiebaTokenizer, tmp_path: Path, broken_loss: Callable[..., None]
+) -> None:
+    model = make_model(tokenizer)
+    seen: list[tuple[type, int, bytes]] = []
+
+    def listener(event: TrainEvent) -> None:
+        if isinstance(event, StepEvent | SkipEvent):
+            seen.append((type(event), event.step, model.arena.tobytes()))
+
+    broken_loss(model, {3, 4, 7})
+    trainer = Trainer(model, tokenizer, config(), out_dir=tmp_path, listener=listener)
+    end = trainer.fit(TEXTS, VALIDATION)
+    assert [step for _, step, _ in seen] == list(range(1, 11))
+    assert [step for kind, step, _ in seen if kind is SkipEvent] == [3, 4, 7]
+    for (_, _, before), (kind, step, after) in pairwise(seen):
+        assert (before == after) == (kind is SkipEvent), step
+    assert np.isfinite(model.arena).all()
+    assert trainer.optimizer.step_count == 7
+    assert end.step == 10
+    skips = [entry for entry in log_of(tmp_path) if entry["event"] == "skip"]
+    assert [(entry["loss"], entry["in_a_row"]) for entry in skips] == [("nan", 1), ("nan", 2), ("nan", 1)]
+
+
+def test_a_gradient_that_is_not_finite_counts_as_well(tokenizer: JiebaTokenizer) -> None:
+    model = make_model(tokenizer)
+    model.parameters()["transformer.h.0.mlp.c_proj.bias"][...] = 1e38  # the loss may survive it, the step must not
+    before = model.arena.tobytes()
+    with pytest.raises(FloatingPointError, match="5 steps in a row, the last of them step 5; lower the learning rate"):
+        Trainer(model, tokenizer, config(learning_rate=1e-30, weight_decay=0.0)).fit(TEXTS)
+    assert model.arena.tobytes() == before
+
+
+def test_a_diverged_run_keeps_its_last_checkpoint(
+    tokenizer: JiebaTokenizer, tmp_path: Path, broken_loss: Callable[..., None]
+) -> None:
+    model = make_model(tokenizer)
+    broken_loss(model, {6, 7, 8, 9, 10})
+    with pytest.raises(FloatingPointError):
+        Trainer(model, tokenizer, config(), out_dir=tmp_path).fit(TEXTS, VALIDATION)
+    assert load_state(tmp_path / "checkpoints/last").step == 5
+
+
+@pytest.mark.parametrize("file", ["trainer_state.json", "optimizer.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("saves", [1, 2])
+def test_a_failed_save_leaves_nothing_behind(
+    tokenizer: JiebaTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, saves: int
+) -> None:
+    count = 0
+
+    def fail_late(name: str, inner: Callable[..., None]) -> Callable[..., None]:
+        def write(path: Any, *args: Any) -> None:
+            nonlocal count
+            inner(path, *args)
+            if Path(path).name == file:
+                count += 1
+                if count == saves:
+                    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        return write
+
+    core = checkpoint_module._core
+    monkeypatch.setattr(core, "write_safetensors", fail_late("core", core.write_safetensors))
+    monkeypatch.setattr(checkpoint_module, "write_atomic", fail_late("files", checkpoint_module.write_atomic))
+    out = tmp_path / "new" / "out"
+    with pytest.raises(OSError, match="No space left"):
+        Trainer(make_model(tokenizer), tokenizer, config(), out_dir=out).fit(TEXTS, VALIDATION)
+    if saves == 1:
+        assert files_of(tmp_path) == []
+    else:
+        assert load_state(out / "checkpoints/last").step == 0
+        assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["last"]
+        monkeypatch.undo()
+        resumed = Trainer(make_model(tokenizer), tokenizer, config(), out_dir=out)
+        assert resumed.resume(out / "checkpoints/last").fit(TEXTS, VALIDATION).step == 10
+
+
+def test_a_full_disk_is_seen_before_it_is_written_to(
+    tokenizer: JiebaTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
+    monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"the disk is full: saving the run takes \d+ MB, 0 MB are free"):
+        Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path / "out").fit(TEXTS)
+    assert files_of(tmp_path) == []
+
+
+def test_a_replacement_that_was_cut_short_leaves_the_one_before(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    run_until(4, make_model(tokenizer), tokenizer, config(), out_dir=tmp_path)
+    last = tmp_path / "checkpoints/last"
+    last.rename(last.with_name("last.previous"))
+    assert find_checkpoint(last) == last.with_name("last.previous")
+    trainer = Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path).resume(last)
+    assert trainer.state.step == 4
+    assert trainer.fit(TEXTS, VALIDATION).step == 10
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
+
+
+@pytest.mark.parametrize("file", ["trainer_state.json", "optimizer.safetensors", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
+def test_a_damaged_checkpoint_is_refused(tokenizer: JiebaTokenizer, tmp_path: Path, file: str, damage: str) -> None:
+    run_until(2, make_model(tokenizer), tokenizer, config(), out_dir=tmp_path)
+    path = tmp_path / "checkpoints/last" / file
+    content = path.read_bytes()
+    path.unlink()  # not in place: the weights have a second name in the folder of the model
+    path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "noise": b"\xff" * len(content)}[damage])
+    with pytest.raises(FormatError) as caught:
+        Trainer(make_model(tokenizer), tokenizer, config()).resume(tmp_path / "checkpoints/last")
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)
+    model_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("step", "3"), ("step", True), ("epoch", None), ("config", []), ("version", 2), ("extra", 1)]
+)
+def test_a_changed_state_is_refused(tokenizer: JiebaTokenizer, tmp_path: Path, field: str, value: object) -> None:
+    run_until(2, make_model(tokenizer), tokenizer, config(), out_dir=tmp_path)
+    path = tmp_path / "checkpoints/last/trainer_state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), field: value}), "utf-8")
+    with pytest.raises(FormatError, match="expected"):
+        load_state(path.parent)
