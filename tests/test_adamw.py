@@ -68,7 +68,7 @@ def test_decay_is_for_matrices_only() -> None:
     assert not optimizer.v.any()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])  # the square of 3e38 is not a float32
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 def test_gradient_that_is_not_finite_changes_nothing(value: float, max_grad_norm: float | None) -> None:
     model = made()
@@ -80,10 +80,6 @@ def test_gradient_that_is_not_finite_changes_nothing(value: float, max_grad_norm
         return [x.tobytes() for x in (model.arena, model.gradient_arena, optimizer.m, optimizer.v)]
 
     model.gradients()["transformer.h.1.ln_2.bias"][-1] = value
-    if value == 3e38:  # finite, and so is its square in double precision
-        norm = optimizer.step(max_grad_norm=max_grad_norm)
-        assert norm == pytest.approx(3e38, rel=1e-6)
-        return
     before = state()
     assert not np.isfinite(optimizer.step(max_grad_norm=max_grad_norm))
     assert state() == before

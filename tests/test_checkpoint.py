@@ -191,6 +191,7 @@ def test_the_folder_holds_the_model_that_is_kept(tokenizer: JiebaTokenizer, tmp_
     assert model_in(tmp_path / "checkpoints/last") == trainer.model.arena.tobytes()
     assert model_in(tmp_path / "checkpoints/best") != trainer.model.arena.tobytes()
     assert load_state(tmp_path / "checkpoints/best").step == end.best_step
+    assert not [name for name in files_of(tmp_path) if ".tmp" in name or ".previous" in name]
     with LLM.from_pretrained(tmp_path) as llm:
         assert llm.tokenizer.hash == tokenizer.hash
         llm.generate("明月", max_new_tokens=3)

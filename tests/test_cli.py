@@ -18,7 +18,7 @@ import pytest
 
 import miaobi
 from miaobi.cli import main
-from miaobi.cli.options import count, generation_options, printable
+from miaobi.cli.options import count, generation_options, open_llm, printable
 from miaobi.generation import GenerationConfig
 from miaobi.llm import LLM
 from miaobi.model import GPT, GPTConfig
@@ -133,11 +133,12 @@ def test_info_shows_the_model_or_the_machine(folder: Path, monkeypatch: Patch, c
 
 def test_bench_measures_and_writes_its_figures(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setattr("miaobi.cli.bench._alternate", lambda functions, seconds: [[0.001]] * len(functions))
+    monkeypatch.setattr("miaobi.cli.bench._WRITTEN_TOKENS", (4,))
     assert call(monkeypatch, "bench", "--json", tmp_path / "bench.json") == 0
     shown = capsys.readouterr().out
     assert miaobi.build_info()["isa"] in shown
     results = json.loads((tmp_path / "bench.json").read_text())
-    assert set(results) == {"build", "matmul", "tokenizer", "decode", "train"}
+    assert set(results) == {"build", "load_before", "matmul", "tokenizer", "decode", "train"}
     assert all(row["miaobi_gflops"] > 0 for row in results["matmul"])
 
 
@@ -284,6 +285,14 @@ def test_options_become_those_of_generate() -> None:
     assert generation_options(greedy=False) == {"do_sample": True}
     assert generation_options(greedy=None, num_beams=2) == {"do_sample": False, "num_beams": 2}
     assert generation_options(greedy=None, stop=["。"]) == {"stop": ["。"]}
+
+
+@pytest.mark.parametrize("no_cache", [False, True])
+def test_the_cache_and_window_asked_for_are_used(folder: Path, no_cache: bool) -> None:
+    llm = open_llm(folder, window=9, no_cache=no_cache)
+    llm.generate("床前")
+    assert llm.context == 9
+    assert (llm.cache_info()["used"] == 0) == no_cache
 
 
 def test_numbers_as_people_say_them() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 import threading
 import time
@@ -363,6 +364,37 @@ def test_other_python_threads_run_meanwhile() -> None:
 
 # --- wrong input
 
+BIG = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # where the check fails, no harm is done
+import miaobi
+most = 2**31 - 1
+for make in (
+    lambda: miaobi.GPT(miaobi.GPTConfig(most, 8, most, 1, 1)),
+    lambda: miaobi.GPT(miaobi.GPTConfig(8, 8, 2**30, 1, 1)),
+    lambda: miaobi.Linear(2**32, 2**32),
+    lambda: miaobi.Linear(2**31, 2**32),
+    lambda: miaobi.SelfAttention(2**40, 1),
+):
+    try:
+        make()
+    except ValueError as error:
+        assert "with 1 to 2^40 elements" in str(error), error
+    else:
+        raise AssertionError("was made")
+try:
+    miaobi.GPT(miaobi.GPTConfig(8, 8, 8, 1, 1)).new_cache(2**40)
+except MemoryError:
+    print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory")
+def test_sizes_that_no_memory_holds() -> None:
+    done = subprocess.run([sys.executable, "-c", BIG], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 GOOD: dict[str, Any] = {"vocab_size": 10, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
 
 
@@ -374,6 +406,7 @@ GOOD: dict[str, Any] = {"vocab_size": 10, "n_positions": 8, "n_embd": 12, "n_lay
         *[("n_head", 5), ("n_embd", 13)],
         *[("activation_function", value) for value in ("gelu", "swish", None)],
         *[("layer_norm_epsilon", value) for value in (0.0, -1.0, math.nan, math.inf, "1e-5", None)],
+        *[("tie_word_embeddings", value) for value in (None, "no", 1)],
         ("dropout", 0.1),
     ],
 )

@@ -53,9 +53,16 @@ def test_every_prefix_equals_the_full_forward(model: GPT) -> None:
         assert cache.length(sequence) == n
 
 
-@pytest.mark.parametrize(
-    "cuts", [[1] * 70, [69, 1], [33, 37], [31, 1, 1, 37], [2, 7, 1, 30, 5, 25], [64, *[1] * 6]], ids=str
-)
+CUTS = {
+    "one by one": [1] * 70,
+    "nearly at once": [69, 1],
+    "around a block": [31, 1, 1, 37],
+    "uneven": [2, 7, 1, 30, 5, 25],
+    "prefill, then decode": [64, *[1] * 6],
+}
+
+
+@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS.keys())
 def test_pieces_do_not_matter(model: GPT, cuts: list[int]) -> None:
     cache, ids = model.new_cache(POSITIONS), tokens(70)
     sequence = cache.add_sequence()
@@ -104,9 +111,8 @@ def test_fork_shares_until_one_writes(model: GPT, shared: int) -> None:
     assert used(cache) == before
 
     texts = {s: np.concatenate([prefix, tokens(40, 10 + s)]) for s in (first, second, third)}
-    one_block = shared % BLOCK != 0 or None  # a copy of the last one, which is not full; or a new one
     append(model, cache, (second, texts[second][shared : shared + 1]))
-    assert used(cache) == before + BLOCK, one_block
+    assert used(cache) == before + BLOCK  # a copy of the last block, or a new one where that is full
     for begin, end in ((shared + 1, shared + 2), (shared + 2, shared + 30)):
         start = {second: begin}
         got = append(model, cache, *[(s, texts[s][start.get(s, cache.length(s)) : end]) for s in texts])

@@ -239,9 +239,10 @@ def test_a_model_is_not_overwritten_by_chance(tmp_path: Path, poems: Path, miaob
     miaobi.refused("train", bad, "--out", out, "--overwrite")
     assert {name: (out / name).stat().st_mtime_ns for name in files_in(out)} == before
     (out / "notes.txt").write_text("mine")
-    miaobi.good("train", poems, "--out", out, "--steps", 2, "--overwrite", *SMALL)
+    miaobi.good("train", poems, "--out", out, "--steps", 2, "--overwrite", "--val-fraction", 0, *SMALL)
     assert (out / "notes.txt").read_text() == "mine"
-    go_on = ("train", poems, "--out", out, "--resume", "--steps", 3)
+    assert os.listdir(out / "checkpoints") == ["last"]  # nothing of the old run is left, not even its best
+    go_on = ("train", poems, "--out", out, "--resume", "--steps", 3, "--val-fraction", 0)
     assert "--preset small" in miaobi.refused(*go_on, "--preset", "small")
     assert "--vocab-size" in miaobi.refused(*go_on, "--vocab-size", 300)
     assert "not those" in miaobi.refused("train", poems, poems, *go_on[2:])

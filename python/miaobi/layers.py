@@ -161,7 +161,8 @@ class SelfAttention(Layer):
     def forward_with_kv_cache(self, x: npt.ArrayLike) -> Array:
         """Outputs (n, C) of new rows x (n, C), n >= 1, after those of earlier calls.
 
-        The same rows give equal results whether the cache is on or off, and however they are cut into calls.
+        The same rows give equal results however they are cut into calls and, as long as the window holds them all,
+        whether the cache is on or off.
         """
         return self._core.forward_with_kv_cache(as_float32(x, "x"))
 

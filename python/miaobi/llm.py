@@ -251,7 +251,7 @@ class LLM:
                 yield text
             return
         seed = secrets.randbits(64) if config.seed is None else config.seed
-        decoder = self._take(prompt)
+        decoder = self._take()
         try:
             yield from self._sample(decoder, prompt, config, filtered, seed, is_answer)
         except GeneratorExit:  # raised at a yield, where the decoder is whole; elsewhere it may not be, and is dropped
@@ -323,7 +323,7 @@ class LLM:
         size = self.context if sequences == 1 else (self.context + _FORK_ROOM) * sequences
         return Decoder(self.model, self.context, self.model.new_cache(size) if self._cached else None)
 
-    def _take(self, prompt: list[int]) -> Decoder:
+    def _take(self) -> Decoder:
         """The decoder of the last text if nobody has it and it still holds, else a new one."""
         with self._lock:
             decoder, self._idle = self._idle, None

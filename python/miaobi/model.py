@@ -19,7 +19,7 @@ from miaobi._arrays import as_ids, as_offsets
 from miaobi.errors import FormatError
 from miaobi.files import write_atomic
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "AdamW", "GPT", "GPTConfig", "KVCache", "read_config"]
+__all__ = ["CONFIG_FILE", "GPT", "WEIGHTS_FILE", "AdamW", "GPTConfig", "KVCache", "read_config"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -52,8 +52,9 @@ class GPTConfig:
             value = getattr(self, name)
             if name == "n_inner" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-                raise ValueError(f"expected {name} to be a whole number from 1 to 2**31 - 1, got {value!r}")
+            largest = 2**16 if name == "n_layer" else 2**31 - 1
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+                raise ValueError(f"expected {name} to be a whole number from 1 to {largest}, got {value!r}")
         if self.n_embd % self.n_head != 0:
             raise ValueError(f"expected n_embd to be a multiple of n_head, got {self.n_embd} and {self.n_head}")
         if self.activation_function not in ACTIVATIONS:
@@ -61,6 +62,8 @@ class GPTConfig:
         epsilon = self.layer_norm_epsilon
         if not isinstance(epsilon, (int, float)) or not 0 < epsilon < math.inf:
             raise ValueError(f"expected layer_norm_epsilon > 0, got {epsilon!r}")
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ValueError(f"expected tie_word_embeddings to be true or false, got {self.tie_word_embeddings!r}")
         if self.dropout != 0.0:
             raise ValueError(f"expected dropout 0.0, got {self.dropout!r}: the engine trains without dropout")
 

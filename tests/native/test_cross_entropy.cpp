@@ -88,8 +88,8 @@ TEST_CASE("the LM head: losses, dx and accumulated dw agree with the composed or
       Head head(rows, 20, vocab, kLoose, random);
       const float scale = 1.0f / 3.0f;
       Matrix<Tracked> want_dw = tracked(head.dw);
-      const Matrix<Tracked> want_dx = reference::lm_head_cross_entropy_backward(
-          tracked(head.x), tracked(head.w), head.targets, Tracked(scale), want_dw);
+      const Matrix<Tracked> want_dx = reference::lm_head_cross_entropy_backward(tracked(head.x), tracked(head.w),
+                                                                                head.targets, Tracked(scale), want_dw);
       head.run(scale);
       const std::string name = "lm_head " + std::to_string(vocab);
       expect_close(name + " losses", head.losses,

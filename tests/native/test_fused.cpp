@@ -7,6 +7,7 @@
 
 #include "miaobi/check.h"
 #include "miaobi/elementwise.h"
+#include "miaobi/gemm.h"
 #include "miaobi/layer_norm.h"
 #include "miaobi/linear.h"
 #include "reference/composed.h"
@@ -78,8 +79,7 @@ struct Layer {
       layer_norm_linear_backward(dy.mat(), x.mat(), view(), w.mat(), g.dx.mat(), accumulate_dx, g.dgamma.data(),
                                  g.dbeta.data(), g.dw.mat(), g.db.data(), workspace);
     } else {
-      activation_linear_backward(activation_of(front), dy.mat(), x.mat(), w.mat(), g.dx.mat(), g.dw.mat(),
-                                 g.db.data());
+      activation_linear_backward(activation_of(front), dy.mat(), x.mat(), w.mat(), g.dx.mat(), g.dw.mat(), g.db.data());
     }
   }
 
@@ -97,10 +97,7 @@ struct OracleGradients {
   Vector<Tracked> db, dgamma, dbeta;
   // Continues from what the engine's gradients hold now.
   OracleGradients(const Layer& l, const Gradients& before, bool accumulate_dx)
-      : dw(tracked(before.dw)),
-        db(tracked(before.db)),
-        dgamma(tracked(before.dgamma)),
-        dbeta(tracked(before.dbeta)) {
+      : dw(tracked(before.dw)), db(tracked(before.db)), dgamma(tracked(before.dgamma)), dbeta(tracked(before.dbeta)) {
     if (l.front == Front::kLayerNorm) {
       dx = reference::layer_norm_linear_backward(tracked(l.dy), tracked(l.x), tracked(l.gamma), tracked(l.beta),
                                                  Tracked(kEps), tracked(l.w), dgamma, dbeta, dw, db);
@@ -153,18 +150,28 @@ TEST_CASE("linear layers: forward, every gradient and accumulation agree with th
   }
 }
 
-TEST_CASE("linear layers deeper than a block of K") {
+TEST_CASE("linear layers deeper than a block of K, on every backend") {
   Random random(31);
-  for (const Front front : kFronts) {
-    Layer layer(front, 9, 530, 20, kTight, random);
-    Guarded y = output(9, 20);
-    layer.forward(y.mat());
-    expect_close(name_of(front) + " y", y.mat(), layer.oracle_forward());
-    Gradients g(9, 530, 20, kTight);
-    const OracleGradients want(layer, g, false);
-    layer.backward(g);
-    expect_gradients(name_of(front), g, want);
+  const std::string before = get_backend();
+  for (const std::string& backend : available_backends()) {
+    set_backend(backend);
+    for (const Front front : kFronts) {
+      for (const int64_t rows : {int64_t{0}, int64_t{9}, int64_t{70}}) {
+        const std::string name = backend + " " + name_of(front) + " " + std::to_string(rows);
+        Layer layer(front, rows, 530, 20, kLoose, random);
+        Guarded y = output(rows, 20, kLoose);
+        layer.forward(y.mat());
+        expect_close(name + " y", y.mat(), layer.oracle_forward());
+        CHECK(y.guards_intact());
+        Gradients g(rows, 530, 20, kLoose);
+        g.dw.fill(random);
+        const OracleGradients want(layer, g, false);
+        layer.backward(g);
+        expect_gradients(name, g, want);
+      }
+    }
   }
+  set_backend(before);
 }
 
 TEST_CASE("a fused layer has the bits of the unfused ops in sequence") {

@@ -23,10 +23,10 @@ struct Case {
 
   std::string name() const {
     std::string s = "gemm " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k);
-    for (const auto& [on, text] : {std::pair(transpose_a, " A^T"), std::pair(transpose_b, " B^T"),
-                                   std::pair(accumulate, " +C"), std::pair(layout.pad > 0, " loose"),
-                                   std::pair(bias, " bias"), std::pair(residual, " residual"),
-                                   std::pair(activation != Activation::kNone, " f"), std::pair(grad_of, "'")}) {
+    for (const auto& [on, text] :
+         {std::pair(transpose_a, " A^T"), std::pair(transpose_b, " B^T"), std::pair(accumulate, " +C"),
+          std::pair(layout.pad > 0, " loose"), std::pair(bias, " bias"), std::pair(residual, " residual"),
+          std::pair(activation != Activation::kNone, " f"), std::pair(grad_of, "'")}) {
       if (on) s += text;
     }
     return s;
@@ -264,10 +264,9 @@ TEST_CASE("gemm epilogue: activation, its derivative, bias and residual") {
           reference::matmul_add(tracked(run.a), false, tracked(run.b), false, want);
           const Vector<Tracked> b = tracked(run.bias);
           const Matrix<Tracked> g = tracked(run.grad_of), r = tracked(run.residual);
-          reference::apply_epilogue(
-              reference::MatmulEpilogue<Tracked>{t.bias ? &b : nullptr, t.grad_of ? &g : nullptr,
-                                                 t.residual ? &r : nullptr, t.activation},
-              want);
+          reference::apply_epilogue(reference::MatmulEpilogue<Tracked>{t.bias ? &b : nullptr, t.grad_of ? &g : nullptr,
+                                                                       t.residual ? &r : nullptr, t.activation},
+                                    want);
           expect_close(t.name(), run.c.mat(), want);
         }
       }
@@ -396,8 +395,8 @@ TEST_CASE("rounding to bfloat16 keeps infinities, NaN, signs and the smallest nu
 // --- Threads, tables and settings ---------------------------------------------------------------------------------
 
 TEST_CASE("gemm gives the same bits for every number of threads") {
-  for (const Case& t : {Case{700, 70, 90, false, true, true, kTight, true, true, Activation::kGelu},
-                        Case{1, 5000, 70}, Case{60, 600, 600, true, false}}) {
+  for (const Case& t : {Case{700, 70, 90, false, true, true, kTight, true, true, Activation::kGelu}, Case{1, 5000, 70},
+                        Case{60, 600, 600, true, false}}) {
     Random random(12);
     Run run(t, random, false);
     expect_same_for_all_thread_counts(t.name(), [&] {

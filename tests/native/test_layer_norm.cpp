@@ -201,7 +201,8 @@ TEST_CASE("LayerNorm gives the same bits for every number of threads, and a row 
   for (const int64_t r : {int64_t{0}, int64_t{77}, int64_t{299}}) {
     Guarded one = output(1, 211), done = output(1, 211);
     float mean, rstd;
-    layer_norm_forward(data.x.mat().row_block(r, 1), data.gamma.data(), data.beta.data(), kEps, one.mat(), &mean, &rstd);
+    layer_norm_forward(data.x.mat().row_block(r, 1), data.gamma.data(), data.beta.data(), kEps, one.mat(), &mean,
+                       &rstd);
     layer_norm_backward(data.dy.mat().row_block(r, 1), data.x.mat().row_block(r, 1), data.gamma.data(), &mean, &rstd,
                         done.mat(), false, nullptr, nullptr);
     expect_same_bits("row y", one.mat(), y.mat().row_block(r, 1));

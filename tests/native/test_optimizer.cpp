@@ -65,8 +65,8 @@ TEST_CASE("AdamW without a gradient leaves zeros alone and decays weights") {
 TEST_CASE("the sum of squares keeps its digits over a million elements") {
   const KernelTable& table = kernels_in_use();
   Random random(71);
-  for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{table.width} + 1, int64_t{1023}, int64_t{1025},
-                          int64_t{1} << 20}) {
+  for (const int64_t n :
+       {int64_t{0}, int64_t{1}, int64_t{table.width} + 1, int64_t{1023}, int64_t{1025}, int64_t{1} << 20}) {
     const std::vector<float> x = random.vector(n, 0.9f, 1.1f);
     double want = 0;
     for (const float e : x) want += static_cast<double>(e) * e;

@@ -238,8 +238,8 @@ Matrix<T> cross_entropy_backward(const Matrix<T>& logits, const Vector<int32_t>&
 
 // --- Attention: O = softmax(Q K^T / sqrt(D)) V for each sequence and head -----------------------------------------
 
-// Sequence s has the rows offsets[s] .. offsets[s + 1) of q, k, v (R, H D); head h the columns h D .. (h + 1) D. Query i
-// sees the keys up to itself where causal, else all of its sequence.
+// Sequence s has the rows offsets[s] .. offsets[s + 1) of q, k, v (R, H D); head h the columns h D .. (h + 1) D. Query
+// i sees the keys up to itself where causal, else all of its sequence.
 struct AttentionLayout {
   Vector<int64_t> offsets;
   int64_t heads;

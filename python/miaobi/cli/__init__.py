@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -23,15 +25,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command("demo", epilog="Example: `miaobi demo`")(demo.demo)
-app.command("train", epilog="Example: `miaobi train poems.txt --out my-model --preset small --minutes 10`")(train.train)
-app.command("generate", epilog='Example: `miaobi generate my-model "春风" --max-new-tokens 40 --seed 1`')(
-    generate.generate
-)
-app.command("chat", epilog="Example: `miaobi chat my-model`")(chat.chat)
-app.command("eval", epilog="Example: `miaobi eval my-model poems.val.txt`")(evaluate.evaluate)
-app.command("info", epilog="Example: `miaobi info my-model`")(info.info)
-app.command("bench", epilog="Example: `miaobi bench --json bench.json`")(bench.bench)
+
+
+def _add(name: str, command: Callable[..., None], example: str) -> None:
+    """Adds a command that Ctrl-C ends with the exit code that shells expect, in every version of typer."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    app.command(name, epilog=f"Example: `{example}`")(run)
+
+
+_add("demo", demo.demo, "miaobi demo")
+_add("train", train.train, "miaobi train poems.txt --out my-model --preset small --minutes 10")
+_add("generate", generate.generate, 'miaobi generate my-model "春风" --max-new-tokens 40 --seed 1')
+_add("chat", chat.chat, "miaobi chat my-model")
+_add("eval", evaluate.evaluate, "miaobi eval my-model poems.val.txt")
+_add("info", info.info, "miaobi info my-model")
+_add("bench", bench.bench, "miaobi bench --json bench.json")
 
 
 def _show_version(wanted: bool) -> None:

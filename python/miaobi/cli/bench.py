@@ -24,6 +24,7 @@ _SHAPES = (  # name, M, K, N
     ("small, feed-forward of a batch", 2048, 384, 1536),
     ("nano, head for one token", 1, 256, 8000),
 )
+_WRITTEN_TOKENS = (16, 112)  # the second fills the context of nano
 _MIN_SAMPLES = 20
 
 
@@ -51,7 +52,10 @@ def bench(
         f"{build['isa']}, {build['backend']} matrix product, threads: {build['threads']}, {build['compiler']}; "
         f"numpy {build['numpy']} with {build['numpy_blas']}"
     )
-    results: dict[str, Any] = {"build": build}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 0.5:
+        typer.secho(f"Other programs compute now (load {load:.1f}): the figures will be too low.", fg="yellow")
+    results: dict[str, Any] = {"build": build, "load_before": load}
     for name, title, measure in (
         ("matmul", "Matrix products, GFLOP/s", _bench_matmul),
         ("tokenizer", "Tokenizer, characters/s", _bench_tokenizer),
@@ -137,7 +141,7 @@ def _bench_decode() -> list[dict[str, float]]:
     prompt = np.arange(300, 316, dtype=np.int32)
     rows = []
     typer.echo(f"{'after 16 tokens of prompt':32}{'':>8}{'cache':>10}{'no cache':>10}{'ratio':>8}")
-    for tokens in (16, 112):
+    for tokens in _WRITTEN_TOKENS:
 
         def write(cached: bool, tokens: int = tokens) -> list[int]:
             decoder = Decoder(model, context, model.new_cache(context) if cached else None)
