@@ -183,21 +183,39 @@ def test_threads_start_as_the_processors_of_this_process() -> None:
 # --- processes
 
 FORKED = """
-import multiprocessing, os
+import multiprocessing, os, threading
 import miaobi
 from test_determinism import batch, model_of, step
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def child(kept, want):
+    alone = threads()
+    kept.loss_backward(*batch())  # an object from before the fork
+    ok = step() == kept.gradient_arena.tobytes() == want and miaobi.get_num_threads() == 3
+    return ok and (alone, threads()) == (1, 3)  # a pool of its own
 
 if __name__ == "__main__":
     miaobi.set_num_threads(3)
     kept, want = model_of(), step()
-    for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            kept.loss_backward(*batch())  # an object from before the fork
-            same = step() == kept.gradient_arena.tobytes() == want
-            os._exit(0 if same and miaobi.get_num_threads() == 3 else 1)
-        assert os.waitpid(child, 0)[1] == 0
+    stop = threading.Event()
+
+    def keep_busy():  # a fork in the middle of its loops finds the pool's locks in any state
+        while not stop.is_set():
+            step()
+
+    busy = threading.Thread(target=keep_busy)
+    for round in range(5):
+        if round == 1:
+            busy.start()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if child(kept, want) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
         assert step() == want  # the parent goes on
+    stop.set()
+    busy.join()
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(step, range(3)) == [want] * 3
     print("done")
@@ -220,7 +238,7 @@ def step(_: object = None) -> bytes:
     return model.gradient_arena.tobytes()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork, and NumPy to survive it")
 def test_forked_children_compute() -> None:
     done = run_python(FORKED)
     assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr

@@ -72,6 +72,9 @@ TEST_CASE("the sum of squares keeps its digits over a million elements") {
     for (const float e : x) want += static_cast<double>(e) * e;
     CHECK(std::fabs(table.sum_squares(x.data(), n) - want) <= 1e-5 * want);
   }
+  // Squares that add up exactly over a run of 1024, but over a million of them only in double.
+  const std::vector<float> equal(size_t{1} << 20, 1.00390625f);
+  CHECK(table.sum_squares(equal.data(), int64_t{1} << 20) == 0x1p20 * 1.00390625 * 1.00390625);
   const std::vector<float> bad{1.0f, NAN, 2.0f};
   CHECK(std::isnan(table.sum_squares(bad.data(), 3)));
 }

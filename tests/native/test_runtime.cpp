@@ -204,9 +204,12 @@ TEST_CASE("a workspace's mark gives back what was handed out since, nested and a
   Workspace workspace;
   float* first = workspace.floats(10);
   first[9] = 42.0f;
+  float* begin = nullptr;
   for (int repeat = 0; repeat < 3; ++repeat) {
     const Workspace::Mark outer(workspace);
     float* a = workspace.floats(1000);
+    if (repeat == 0) begin = a;
+    CHECK(a == begin);
     {
       const Workspace::Mark inner(workspace);
       workspace.floats(100000)[99999] = 1.0f;
@@ -221,20 +224,27 @@ TEST_CASE("a workspace's mark gives back what was handed out since, nested and a
   const int64_t count = allocation_count();
   {
     const Workspace::Mark again(workspace);
-    workspace.floats(1000);
+    CHECK(workspace.floats(1000) == begin);
   }
   CHECK(allocation_count() == count);
   CHECK(first[9] == 42.0f);
+
+  workspace.reset();  // one block now
+  const float* in_front = workspace.floats(10);
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    const Workspace::Mark mark(workspace);
+    CHECK(workspace.floats(10) == in_front + 16);
+  }
 }
 
 TEST_CASE("scratch belongs to its thread and slot and grows only") {
-  float* mine = thread_scratch(ScratchSlot::kPackA, 100);
+  float* mine = thread_scratch(Scratch::kPackA, 100);
   CHECK(aligned(mine));
-  CHECK(thread_scratch(ScratchSlot::kPackA, 50) == mine);
-  CHECK(thread_scratch(ScratchSlot::kPackB, 50) != mine);
+  CHECK(thread_scratch(Scratch::kPackA, 50) == mine);
+  CHECK(thread_scratch(Scratch::kPackB, 50) != mine);
   float* other = nullptr;
   const int64_t before = allocated_bytes();
-  std::thread([&] { other = thread_scratch(ScratchSlot::kPackA, 100); }).join();
+  std::thread([&] { other = thread_scratch(Scratch::kPackA, 100); }).join();
   CHECK(other != mine);
   CHECK(allocated_bytes() == before);  // the thread took its scratch with it
 }

@@ -66,7 +66,8 @@ class KVCache {
   // K of a head lies transposed, (D, kBlockTokens), V as (kBlockTokens, D): both are panels of the GEMM.
   float* keys(int32_t block, int64_t layer, int64_t head) const;
   float* values(int32_t block, int64_t layer, int64_t head) const;
-  void attend_head(int64_t layer, int64_t head, const Sequence& s, int64_t start, ConstMat q, Mat o) const;
+  void attend_head(int64_t layer, int64_t head, const Sequence& s, int64_t start, ConstMat q, Mat o,
+                   float* scratch) const;
 
   int64_t layers_, heads_, head_size_;
   mutable Buffer<float> storage_;

@@ -97,9 +97,20 @@ class Workspace {
   int64_t used_ = 0;  // bytes of it
 };
 
-// Grow-only scratch of the calling thread; one area for each slot. Valid until the same slot is asked for
-// more on the same thread.
-enum class ScratchSlot { kPackA, kPackB, kAttention, kCount };
-float* thread_scratch(ScratchSlot slot, int64_t floats);
+// Grow-only scratch of the calling thread, one area for each purpose; valid until the same thread asks for the
+// same area again. A parallel loop takes the areas of all its threads from the thread that starts it, before it
+// starts: which thread gets which task then decides nothing about memory.
+enum class Scratch { kPackA, kPackB, kAttention, kCount };
+float* thread_scratch(Scratch area, int64_t floats);
+
+// An area of the calling thread cut into one piece of `floats` for each thread of a parallel loop.
+struct LoopScratch {
+  LoopScratch(Scratch area, int64_t floats);
+  float* operator[](int slot) const { return base + slot * each; }
+
+  int slots;  // for parallel_for_slots
+  int64_t each;
+  float* base;
+};
 
 }  // namespace miaobi

@@ -57,10 +57,11 @@ Grid grid_for(const KernelTable& table, const Blocking& blocking, int64_t m, int
 void run_block(const KernelTable& table, const Blocking& blocking, int64_t m, int64_t n, int64_t k0, int64_t k,
                const Operand& a, const Panels& b, float* c, int64_t ldc, bool load_c, const Epilogue* epilogue) {
   const Grid grid = grid_for(table, blocking, m, n, k);
-  parallel_for(grid.row_blocks * grid.col_blocks, [&](int64_t task) {
+  const LoopScratch scratch(Scratch::kPackA, grid.mc * k + table.width);
+  parallel_for_slots(grid.row_blocks * grid.col_blocks, scratch.slots, [&](int64_t task, int slot) {
     const int64_t i0 = task % grid.row_blocks * grid.mc, j0 = task / grid.row_blocks * grid.nc;
     const int64_t rows = std::min(grid.mc, m - i0), cols = std::min(grid.nc, n - j0);
-    float* packed = thread_scratch(ScratchSlot::kPackA, round_up(rows, table.mr) * k + table.width);
+    float* packed = scratch[slot];
     table.pack(a, i0, rows, k0, k, table.mr, packed);
     const Panels left{packed, table.mr * k, table.mr};
     const Panels right{b.data + j0 / table.nr * b.panel_stride, b.panel_stride, b.k_stride};
@@ -74,17 +75,17 @@ void run_block(const KernelTable& table, const Blocking& blocking, int64_t m, in
 void few_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
               int64_t ldc, bool accumulate, const Epilogue& epilogue) {
   const int64_t group = 4 * table.nr;  // what the widest tile of one row takes
-  parallel_ranges(n, group, [&](int64_t begin, int64_t end) {
-    float* left = thread_scratch(ScratchSlot::kPackA, round_up(m, table.mr) * k + table.width);
-    float* right = thread_scratch(ScratchSlot::kPackB, group * k + table.width);
-    table.pack(a, 0, m, 0, k, table.mr, left);
-    for (int64_t j = begin; j < end; j += group) {
-      const int64_t cols = std::min(group, end - j);
-      table.pack(b, j, cols, 0, k, table.nr, right);
-      const Epilogue part = epilogue.at(0, j);
-      table.gemm_block(m, cols, k, {left, table.mr * k, table.mr}, {right, table.nr * k, table.nr}, c + j, ldc,
-                       accumulate, epilogue.empty() ? nullptr : &part);
-    }
+  float* left = thread_scratch(Scratch::kPackA, round_up(m, table.mr) * k + table.width);
+  table.pack(a, 0, m, 0, k, table.mr, left);
+  const LoopScratch scratch(Scratch::kPackB, group * k + table.width);
+  const int slots = m * n * k <= kSerialWork ? 1 : scratch.slots;
+  parallel_for_slots(ceil_div(n, group), slots, [&](int64_t task, int slot) {
+    const int64_t j = task * group, cols = std::min(group, n - j);
+    float* right = scratch[slot];
+    table.pack(b, j, cols, 0, k, table.nr, right);
+    const Epilogue part = epilogue.at(0, j);
+    table.gemm_block(m, cols, k, {left, table.mr * k, table.mr}, {right, table.nr * k, table.nr}, c + j, ldc,
+                     accumulate, epilogue.empty() ? nullptr : &part);
   });
 }
 
@@ -109,7 +110,7 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
       const int64_t depth = std::min(blocking.kc, k - k0);
       Panels right{b.data + k0 * b.stride + j0, table.nr, b.stride};
       if (!direct) {
-        float* packed = thread_scratch(ScratchSlot::kPackB, round_up(cols, table.nr) * depth + table.width);
+        float* packed = thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * depth + table.width);
         const int64_t grain = table.nr * std::max<int64_t>(1, (1 << 14) / (table.nr * std::max<int64_t>(depth, 1)));
         parallel_ranges(cols, grain, [&](int64_t begin, int64_t end) {
           table.pack(b, j0 + begin, end - begin, k0, depth, table.nr, packed + begin * depth);

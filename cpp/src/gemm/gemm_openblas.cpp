@@ -48,7 +48,7 @@ void gemm_openblas(int64_t m, int64_t n, int64_t k, const Operand& a, const Oper
   const int64_t stored_rows = a.k_major ? k : m, stored_cols = a.k_major ? m : k;
   const int64_t l2_rows = cache_sizes().l2 / 2 / std::max<int64_t>(stored_cols * 4, 1) * get_num_threads();
   const int64_t block = std::clamp<int64_t>(l2_rows, 32, std::max<int64_t>(stored_rows, 32));
-  float* f = transformed ? thread_scratch(ScratchSlot::kPackB, std::min(block, stored_rows) * stored_cols) : nullptr;
+  float* f = transformed ? thread_scratch(Scratch::kPackB, std::min(block, stored_rows) * stored_cols) : nullptr;
   const auto fill = [&](int64_t row, int64_t rows) {
     parallel_ranges(rows, 8, [&](int64_t begin, int64_t end) {
       transform_rows(table, a, row + begin, end - begin, stored_cols, f + begin * stored_cols);

@@ -15,6 +15,7 @@
 namespace miaobi {
 namespace {
 constexpr int64_t kB = KVCache::kBlockTokens;
+constexpr int64_t kQueries = 32;  // a tile of queries; a multiple of every vector width
 constexpr int64_t blocks_for(int64_t tokens) { return (tokens + kB - 1) / kB; }
 }  // namespace
 
@@ -156,12 +157,11 @@ void KVCache::write(int64_t layer, const Step& step, ConstMat k, ConstMat v) {
 
 // Online softmax over the blocks in ascending order. One query has its scores in a row, several have them
 // key-major, as in attention.cpp; both sum over d, and then over keys one by one, in the same order.
-void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_t start, ConstMat q, Mat o) const {
+void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_t start, ConstMat q, Mat o,
+                          float* scratch) const {
   const KernelTable& table = kernels_in_use();
   const int64_t d = head_size_;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-  constexpr int64_t kQueries = 32;  // a multiple of every vector width
-  float* scratch = thread_scratch(ScratchSlot::kAttention, kQueries * (d + kB + 3));
   float* qt = scratch;
   float* scores = qt + kQueries * d;
   float* row_max = scores + kQueries * kB;
@@ -207,12 +207,13 @@ void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_
 }
 
 void KVCache::attend(int64_t layer, const Step& step, ConstMat q, Mat o) const {
-  parallel_for(step.batch.sequences * heads_, [&](int64_t task) {
+  const LoopScratch scratch(Scratch::kAttention, kQueries * (head_size_ + kB + 3));
+  parallel_for_slots(step.batch.sequences * heads_, scratch.slots, [&](int64_t task, int slot) {
     const int64_t i = task / heads_, h = task % heads_;
     const int64_t begin = step.batch.offsets[i], rows = step.batch.offsets[i + 1] - begin;
     attend_head(layer, h, at(step.sequences[i]), step.starts[i],
                 q.row_block(begin, rows).col_block(h * head_size_, head_size_),
-                o.row_block(begin, rows).col_block(h * head_size_, head_size_));
+                o.row_block(begin, rows).col_block(h * head_size_, head_size_), scratch[slot]);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "miaobi/check.h"
 #include "miaobi/rng.h"
@@ -16,8 +17,13 @@ Parameter* ParameterArena::add(std::string name, std::vector<int64_t> shape) {
   auto p = std::make_unique<Parameter>();
   p->name = std::move(name);
   p->shape = std::move(shape);
+  constexpr int64_t kMost = int64_t{1} << 40;
   p->size = 1;
-  for (const int64_t n : p->shape) p->size *= n;
+  for (const int64_t n : p->shape) {
+    MIAOBI_CHECK(n > 0 && n <= kMost / p->size, "[arena] expected ", p->name, " with 1 to 2^40 elements, got a ",
+                 "dimension of ", n, p->size > 1 ? " beside " + std::to_string(p->size) : std::string());
+    p->size *= n;
+  }
   p->offset = size_;
   constexpr int64_t kLine = kAlignment / static_cast<int64_t>(sizeof(float));
   size_ += (p->size + kLine - 1) / kLine * kLine;

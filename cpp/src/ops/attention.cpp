@@ -66,15 +66,17 @@ struct Head {
   int64_t length() const { return q.rows; }
 };
 
+int64_t forward_scratch(const Tiles& tile, int64_t length, int64_t d) {
+  return round_up(length, tile.keys) * d + tile.queries * (d + tile.keys + 3) + 6 * kAlignment;
+}
+
 void forward_head(const KernelTable& table, const Head& in, const AttentionShape& shape, int64_t query_begin,
-                  int64_t query_end, Mat o, float* lse, int64_t lse_stride) {
+                  int64_t query_end, Mat o, float* lse, int64_t lse_stride, Carver scratch) {
   const Tiles tile(table);
   const int64_t d = shape.head_size;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   const int64_t all_keys = shape.causal ? query_end : in.length();
   const int64_t kt_size = round_up(all_keys, tile.keys) * d;
-  Carver scratch{
-      thread_scratch(ScratchSlot::kAttention, kt_size + tile.queries * (d + tile.keys + 3) + 6 * kAlignment)};
   float* kt = scratch.take(kt_size);
   float* qt = scratch.take(tile.queries * d);
   float* st = scratch.take(tile.queries * tile.keys);
@@ -112,15 +114,18 @@ struct HeadGradients {
   Mat dq, dk, dv;
 };
 
+int64_t backward_scratch(const Tiles& tile, int64_t length, int64_t d) {
+  return 2 * round_up(length, tile.keys) * d + 2 * round_up(length, tile.queries) * d + 3 * tile.queries * tile.keys +
+         2 * length + 9 * kAlignment;
+}
+
 void backward_head(const KernelTable& table, const Head& in, ConstMat d_o, ConstMat o, const float* lse_column,
-                   int64_t lse_stride, const AttentionShape& shape, const HeadGradients& out) {
+                   int64_t lse_stride, const AttentionShape& shape, const HeadGradients& out, Carver scratch) {
   const Tiles tile(table);
   const int64_t d = shape.head_size, length = in.length();
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   const int64_t by_keys = round_up(length, tile.keys) * d, by_queries = round_up(length, tile.queries) * d;
   const int64_t tile_size = tile.queries * tile.keys;
-  Carver scratch{thread_scratch(ScratchSlot::kAttention,
-                                2 * by_keys + 2 * by_queries + 3 * tile_size + 2 * length + 9 * kAlignment)};
   float* kt = scratch.take(by_keys);
   float* vt = scratch.take(by_keys);
   float* qt = scratch.take(by_queries);
@@ -180,14 +185,15 @@ void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& ba
   const int64_t tiles = std::max<int64_t>(1, (batch.longest + tile.queries - 1) / tile.queries);
   const int64_t parts = heads >= wanted || heads == 0 ? 1 : std::min(tiles, (wanted + heads - 1) / heads);
   const int64_t part_rows = (tiles + parts - 1) / parts * tile.queries;
-  parallel_for(heads * parts, [&](int64_t task) {
+  const LoopScratch scratch(Scratch::kAttention, forward_scratch(tile, batch.longest, shape.head_size));
+  parallel_for_slots(heads * parts, scratch.slots, [&](int64_t task, int slot) {
     // The last part of a causal head is the longest: it goes first.
     const int64_t part = parts - 1 - task / heads, s = task % heads / shape.heads, h = task % shape.heads;
     const Head in{head_view(q, batch, shape, s, h), head_view(k, batch, shape, s, h), head_view(v, batch, shape, s, h)};
     const int64_t begin = part * part_rows, end = std::min(begin + part_rows, in.length());
     if (begin >= end) return;
     forward_head(table, in, shape, begin, end, head_view(o, batch, shape, s, h), lse.row(batch.offsets[s]) + h,
-                 lse.stride);
+                 lse.stride, Carver{scratch[slot]});
   });
 }
 
@@ -195,14 +201,16 @@ void attention_backward(ConstMat d_o, ConstMat q, ConstMat k, ConstMat v, ConstM
                         const RaggedBatch& batch, const AttentionShape& shape, Mat dq, Mat dk, Mat dv) {
   check_shapes("attention_backward", batch, shape, {d_o, q, k, v, o, dq, dk, dv}, lse);
   const KernelTable& table = kernels_in_use();
-  parallel_for(batch.sequences * shape.heads, [&](int64_t task) {
+  const LoopScratch scratch(Scratch::kAttention, backward_scratch(Tiles(table), batch.longest, shape.head_size));
+  parallel_for_slots(batch.sequences * shape.heads, scratch.slots, [&](int64_t task, int slot) {
     const int64_t s = task / shape.heads, h = task % shape.heads;
     const Head in{head_view(q, batch, shape, s, h), head_view(k, batch, shape, s, h), head_view(v, batch, shape, s, h)};
     if (in.length() == 0) return;
     backward_head(
         table, in, head_view(d_o, batch, shape, s, h), head_view(o, batch, shape, s, h), lse.row(batch.offsets[s]) + h,
         lse.stride, shape,
-        {head_view(dq, batch, shape, s, h), head_view(dk, batch, shape, s, h), head_view(dv, batch, shape, s, h)});
+        {head_view(dq, batch, shape, s, h), head_view(dk, batch, shape, s, h), head_view(dv, batch, shape, s, h)},
+        Carver{scratch[slot]});
   });
 }
 

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <new>
 
+#include "miaobi/threads.h"
+
 namespace miaobi {
 namespace {
 std::atomic<int64_t> g_allocations{0};
@@ -52,9 +54,15 @@ void Workspace::reset() {
   used_ = 0;
 }
 
-float* thread_scratch(ScratchSlot slot, int64_t floats) {
-  thread_local std::array<Buffer<float>, static_cast<size_t>(ScratchSlot::kCount)> areas;
-  return areas[static_cast<size_t>(slot)].reserve(floats);
+float* thread_scratch(Scratch area, int64_t floats) {
+  thread_local std::array<Buffer<float>, static_cast<size_t>(Scratch::kCount)> areas;
+  return areas[static_cast<size_t>(area)].reserve(floats);
+}
+
+LoopScratch::LoopScratch(Scratch area, int64_t floats) : slots(get_num_threads()) {
+  constexpr int64_t kLine = kAlignment / static_cast<int64_t>(sizeof(float));
+  each = (floats + kLine - 1) / kLine * kLine;
+  base = thread_scratch(area, each * slots);
 }
 
 }  // namespace miaobi

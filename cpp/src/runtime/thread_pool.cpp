@@ -55,11 +55,10 @@ class Pool {
     return *pool;
   }
 
-  void run(int64_t count, void (*body)(void*, int64_t), void* context) {
-    const int threads = threads_wanted().load(std::memory_order_relaxed);
+  void run(int64_t count, int threads, void (*body)(void*, int64_t, int), void* context) {
     std::unique_lock<std::mutex> owner(owner_, std::defer_lock);
     if (count <= 1 || threads == 1 || inside_task() || !owner.try_lock()) {
-      for (int64_t i = 0; i < count; ++i) body(context, i);
+      for (int64_t i = 0; i < count; ++i) body(context, i, 0);
       return;
     }
     start_workers(threads - 1);
@@ -73,7 +72,7 @@ class Pool {
       generation_.fetch_add(1, std::memory_order_release);
     }
     if (sleeping_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();
-    work();
+    work(0);
     // No more tasks: whoever has not joined yet stays out, whoever has is waited for.
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -107,10 +106,10 @@ class Pool {
     }
   }
 
-  void work() {
+  void work(int slot) {
     inside_task() = true;
     try {
-      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) body_(context_, i);
+      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) body_(context_, i, slot);
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (!error_) error_ = std::current_exception();
@@ -130,10 +129,10 @@ class Pool {
       }
       seen = generation_;
       if (places_ == 0) continue;
-      --places_;
+      const int slot = places_--;
       active_.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
-      work();
+      work(slot);
       lock.lock();
       if (active_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
     }
@@ -150,7 +149,7 @@ class Pool {
   std::atomic<int> sleeping_{0};
   std::vector<std::thread> workers_;
 
-  void (*body_)(void*, int64_t) = nullptr;
+  void (*body_)(void*, int64_t, int) = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0;
   std::atomic<int64_t> next_{0};
@@ -165,8 +164,8 @@ void set_num_threads(int n) {
 
 int get_num_threads() { return Pool::threads_wanted().load(std::memory_order_relaxed); }
 
-void parallel_run(int64_t count, void (*body)(void*, int64_t), void* context) {
-  Pool::instance().run(count, body, context);
+void parallel_run(int64_t count, int slots, void (*body)(void*, int64_t, int), void* context) {
+  Pool::instance().run(count, slots, body, context);
 }
 
 }  // namespace miaobi
