@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from miaobi import _core
 
 FLOATS = np.random.default_rng(7).standard_normal((3, 5)).astype(np.float32)

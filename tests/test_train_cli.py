@@ -87,7 +87,7 @@ def test_training_from_a_file_to_a_model(tmp_path: Path, poems: Path, miaobi: Mi
     assert "15 documents, 360 characters" in text
     assert "to validate with" in text
     assert re.search(r"vocabulary +[\d,]+ tokens \(all that the text supports\)", text)
-    assert re.search(r"[\d.]+ for a character; 0\.00% of the characters are spelt in bytes", text)
+    assert re.search(r"[\d.]+ for a character; 0\.00% of its characters are spelt in bytes", text)
     assert re.search(r"model +[\d,]+ parameters: 2 layers, 8 heads, 256 wide, context 128; \d+ MB", text)
     assert re.search(r"run +4 steps of 1 x 128 tokens, learning rate \S+, seed 3", text)
     rows = re.findall(r"^ +(\d+) +[\d.]+ +([\d.]+) +([\d.]+) +([\d.]+) +[\d,]+ +\S+ +\d:\d\d$", text, re.MULTILINE)

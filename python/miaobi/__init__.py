@@ -47,9 +47,7 @@ _HOMES = {
     ),
     "errors": "FormatError",
     "generation": "GenerationConfig",
-    "layers": (
-        "FeedForward FusedGELULinear FusedLayerNormLinear LayerNorm Linear SelfAttention TransformerBlock"
-    ),
+    "layers": ("FeedForward FusedGELULinear FusedLayerNormLinear LayerNorm Linear SelfAttention TransformerBlock"),
     "llm": "LLM",
     "lru_cache": "get_cache_hit_rate reset_cache_stats",
     "model": "AdamW GPT GPTConfig",

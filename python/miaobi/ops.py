@@ -31,9 +31,9 @@ def matmul(a: npt.ArrayLike, b: npt.ArrayLike, *, transpose_a: bool = False, tra
 def layer_norm(x: npt.ArrayLike, gamma: npt.ArrayLike, beta: npt.ArrayLike, eps: float = 1e-5) -> Array:
     """(x - mean) / sqrt(var + eps) * gamma + beta over the last axis; var is the biased variance."""
     array = as_float32(x, "x")
-    return _core.layer_norm(
-        _rows(array, "x"), as_float32(gamma, "gamma"), as_float32(beta, "beta"), eps
-    ).reshape(array.shape)
+    return _core.layer_norm(_rows(array, "x"), as_float32(gamma, "gamma"), as_float32(beta, "beta"), eps).reshape(
+        array.shape
+    )
 
 
 def gelu(x: npt.ArrayLike) -> Array:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -104,6 +105,45 @@ TEST_CASE("writes of a loop's tasks are seen after it") {
   for (int64_t repeat = 1; repeat <= 50; ++repeat) {
     parallel_for(5000, [&](int64_t i) { out[static_cast<size_t>(i)] = i * repeat; });
     CHECK(std::accumulate(out.begin(), out.end(), int64_t{0}) == repeat * 4999 * 5000 / 2);
+  }
+}
+
+TEST_CASE("no two threads of a loop have the same slot at a time, and no slot is past the end") {
+  const ThreadCount threads(8);
+  for (const int slots : {1, 2, 5, 8}) {
+    std::vector<std::atomic<int>> inside(8);
+    std::atomic<int64_t> shared{0}, outside{0}, calls{0};
+    for (int repeat = 0; repeat < 50; ++repeat) {
+      parallel_for_slots(40, slots, [&](int64_t, int slot) {
+        outside += slot < 0 || slot >= slots;
+        shared += inside[static_cast<size_t>(slot)].fetch_add(1) != 0;
+        calls += 1;
+        inside[static_cast<size_t>(slot)].fetch_sub(1);
+      });
+    }
+    CHECK(calls == 50 * 40);
+    CHECK(shared == 0);
+    CHECK(outside == 0);
+  }
+}
+
+TEST_CASE("a task that throws ends its loop with that exception, and the pool goes on") {
+  for (const int n : {1, 3}) {
+    const ThreadCount threads(n);
+    for (const int64_t wrong : {0, 7, 99}) {
+      std::string message;
+      try {
+        parallel_for(100, [&](int64_t i) {
+          if (i == wrong) throw Error("task " + std::to_string(i));
+        });
+      } catch (const Error& e) {
+        message = e.what();
+      }
+      CHECK(message == "task " + std::to_string(wrong));
+      CHECK(each_once(100));
+    }
+    CHECK_THROWS_AS(parallel_for(100, [](int64_t) { throw Error("all"); }), Error);
+    CHECK(each_once(100));
   }
 }
 
@@ -237,7 +277,7 @@ TEST_CASE("a workspace's mark gives back what was handed out since, nested and a
   }
 }
 
-TEST_CASE("scratch belongs to its thread and slot and grows only") {
+TEST_CASE("scratch belongs to its thread and area and grows only") {
   float* mine = thread_scratch(Scratch::kPackA, 100);
   CHECK(aligned(mine));
   CHECK(thread_scratch(Scratch::kPackA, 50) == mine);
@@ -247,6 +287,20 @@ TEST_CASE("scratch belongs to its thread and slot and grows only") {
   std::thread([&] { other = thread_scratch(Scratch::kPackA, 100); }).join();
   CHECK(other != mine);
   CHECK(allocated_bytes() == before);  // the thread took its scratch with it
+}
+
+TEST_CASE("a loop's scratch is a piece for each thread, aligned and apart") {
+  const ThreadCount threads(5);
+  const LoopScratch scratch(Scratch::kAttention, 37);
+  REQUIRE(scratch.slots == 5);
+  parallel_for_slots(200, scratch.slots, [&](int64_t i, int slot) {
+    std::fill_n(scratch[slot], 37, static_cast<float>(i));
+    for (int j = 0; j < 37; ++j) {
+      if (scratch[slot][j] != static_cast<float>(i)) throw Error("overwritten");
+    }
+  });
+  for (int slot = 0; slot < 5; ++slot) CHECK(aligned(scratch[slot]));
+  CHECK(scratch[1] - scratch[0] >= 37);
 }
 
 // --- Random numbers -----------------------------------------------------------------------------------------------

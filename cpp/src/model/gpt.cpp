@@ -143,8 +143,8 @@ void GPT::head_backward(float scale, float* losses) {
 void GPT::backward(float scale) {
   MIAOBI_CHECK(has_forward_, "[gpt] backward() expects a loss before it, and one for each; call loss() first");
   has_forward_ = false;
-  const Workspace::Mark mark(workspace_);
   head_backward(scale, workspace_.floats(hidden_.rows));
+  workspace_.reset();
 }
 
 void GPT::loss_backward(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences,
@@ -154,6 +154,7 @@ void GPT::loss_backward(const int32_t* ids, const int32_t* targets, const int64_
   batch_ = prepare(ids, targets, offsets, sequences, nullptr, workspace_);
   hidden_ = trunk(batch_);
   head_backward(scale, losses);
+  workspace_.reset();  // here, so that what a first step needed becomes one block within that step
 }
 
 void GPT::forward_cached(KVCache& cache, const int64_t* cached, const int32_t* ids, const int64_t* offsets,
