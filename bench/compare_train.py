@@ -3,9 +3,9 @@
 
     python bench/compare_train.py [--preset nano|small] [--threads 2] [--seconds 30]
 
-Needs PyTorch and transformers. The peer is transformers' GPT-2 in eager float32 with its fastest attention (sdpa). Before
-timing, both start from the same weights and must give the same loss. Prints medians, spread and the ratio; the last
-line is JSON.
+Needs PyTorch and transformers. The peer is transformers' GPT-2 in eager float32 with its fastest attention (sdpa).
+Before timing, both start from the same weights and must give the same loss. Prints medians, spread and the ratio; the
+last line is JSON.
 """
 
 from __future__ import annotations
