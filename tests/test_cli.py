@@ -65,6 +65,14 @@ def call(monkeypatch: Patch, *arguments: str | Path) -> int:
 # --- each command as a person runs it
 
 
+def test_an_instruction_set_that_is_not_there_is_one_sentence(monkeypatch: Patch) -> None:
+    monkeypatch.setenv("MIAOBI_ISA", "sse9")
+    message = run("info", code=2).stderr
+    assert "MIAOBI_ISA=sse9" in message
+    assert "generic" in message
+    assert message.count("\n") == 1
+
+
 def test_generate_writes_the_continuation(folder: Path, monkeypatch: Patch, capsys: Capture) -> None:
     llm = LLM.from_pretrained(folder)
     piped = run("generate", folder, "-", "--max-new-tokens", "5", "--greedy", "--no-cache", stdin="床前\n").stdout

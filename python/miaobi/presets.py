@@ -44,7 +44,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             n_layer=2, n_head=8, n_embd=256, n_inner=512, n_positions=128, batch_size=16, learning_rate=2e-3
         ),
         "small": Preset(
-            n_layer=6, n_head=6, n_embd=384, n_inner=1536, n_positions=256, batch_size=16, learning_rate=1e-3
+            n_layer=6, n_head=6, n_embd=384, n_inner=1536, n_positions=256, batch_size=4, learning_rate=1e-3
         ),
         "base": Preset(
             n_layer=12,

@@ -42,9 +42,9 @@ class TrainConfig:
     gradient_accumulation: int = 1
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
-    warmup: float = 0.05
+    warmup: float = 0.1
     weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.99)  # a batch has few tokens: 0.95 forgets the rare ones
     epsilon: float = 1e-8
     max_grad_norm: float | None = 1.0
     evaluations: int = 10

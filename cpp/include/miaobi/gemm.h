@@ -13,8 +13,7 @@ namespace miaobi {
 
 // C = epilogue(op(A) op(B) [+ C]), op(A): M x K with its transform applied, op(B): K x N, C: M x N.
 //
-//   aliasing    C overlaps neither operand; the epilogue's residual may be C's own memory only where it is
-//               element for element the same (C = C + A B is better said with `accumulate`)
+//   aliasing    C overlaps neither operand nor the epilogue's residual (C = C + A B is `accumulate`)
 //   zero sizes  M = 0 or N = 0 does nothing; K = 0 gives the epilogue of 0 or of C
 //   accuracy    |got - exact| <= (K+2)u / (1 - (K+2)u) * (|A||B| + |C| + |bias|), u = 2^-24. Each element is one
 //               chain of fused multiply-adds in ascending k that starts from C or from 0, so splitting K

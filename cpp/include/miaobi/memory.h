@@ -71,7 +71,7 @@ class Workspace {
   Mat mat(int64_t rows, int64_t cols) { return Mat(floats(rows * cols), rows, cols); }
   void* bytes(int64_t size);
 
-  // Everything handed out is given back; pointers become invalid at the next call of bytes().
+  // Everything handed out is given back; pointers to it become invalid.
   void reset();
 
   // Gives back what was handed out since the mark was made.

@@ -28,7 +28,7 @@ class Rng {
     return x;
   }
 
-  // Uniform in (0, 1): 24 bits and half a step, so the ends are never met and the logarithm is finite.
+  // Uniform in (0, 1): 23 bits and half a step, so the ends are never met and the logarithm is finite.
   float uniform(uint64_t index) const { return open_unit(block(index / 4)[index % 4]); }
 
   // Standard normal by Box and Muller; |x| < 6.

@@ -37,7 +37,11 @@ std::atomic<const KernelTable*>& slot() {
 std::vector<const KernelTable*> supported_kernels() {
   std::vector<const KernelTable*> tables;
 #if defined(MIAOBI_HAVE_X86_KERNELS)
+#if defined(MIAOBI_EMULATED_AVX512)
+  if (cpu_features().avx2_fma) tables.push_back(&kernels::avx512::kTable);
+#else
   if (cpu_features().avx512) tables.push_back(&kernels::avx512::kTable);
+#endif
   if (cpu_features().avx2_fma) tables.push_back(&kernels::avx2::kTable);
 #endif
 #if defined(MIAOBI_HAVE_NEON_KERNELS)

@@ -75,6 +75,10 @@ def main() -> None:
         app(prog_name="miaobi")
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         _fail(_describe(error), 2)
+    except ImportError as error:
+        if "[isa]" not in str(error):
+            raise
+        _fail(str(error), 2)  # MIAOBI_ISA asks for what this machine cannot run
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -91,7 +91,7 @@ def train(
     ] = None,
     warmup: Annotated[
         float | None,
-        typer.Option(help="Share of the run in which the rate rises.", show_default="0.05", rich_help_panel=_LEARNING),
+        typer.Option(help="Share of the run in which the rate rises.", show_default="0.1", rich_help_panel=_LEARNING),
     ] = None,
     keep: Annotated[
         str | None,
