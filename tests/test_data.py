@@ -331,3 +331,15 @@ def test_bad_token_data_is_refused() -> None:
         Batches(TokenData.from_ids([], []), 8, 8)
     with pytest.raises(ValueError, match="1 or more"):
         Batches(data_of_lengths(3), 0, 8)
+
+
+def test_a_part_of_the_documents_is_spread_over_all() -> None:
+    data = data_of_lengths(*[10] * 40)
+    part = data.spread(100)
+    total = len(data.tokens)
+    assert len(part) == 40 * 100 // total
+    assert len(part.tokens) <= 100
+    step = 40 // len(part)
+    assert [ids for ids, _ in part.documents()][1] == list(data.documents())[step][0]
+    assert data.spread(total) is data
+    assert len(data.spread(1)) == 1

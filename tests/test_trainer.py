@@ -199,6 +199,7 @@ def test_without_a_length_it_is_some_minutes() -> None:
         ("max_grad_norm", 0),
         ("evaluations", 0),
         ("eval_every", 0),
+        ("eval_tokens", 0),
         ("sample_prompts", "one"),
         ("sample_prompts", [1]),
         ("sample_tokens", 0),

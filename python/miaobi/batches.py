@@ -97,6 +97,15 @@ class TokenData:
         for start, end, characters in zip(self.starts, self.starts[1:], self.characters, strict=False):
             yield self.tokens[start:end].tolist(), int(characters)
 
+    def spread(self, tokens: int) -> TokenData:
+        """About `tokens` tokens at most: whole documents, evenly spread; all of them if they have no more."""
+        if len(self.tokens) <= tokens:
+            return self
+        count = max(len(self) * tokens // len(self.tokens), 1)
+        chosen = np.arange(count) * len(self) // count
+        documents = [self.tokens[self.starts[d] : self.starts[d + 1]] for d in chosen]
+        return TokenData.from_ids(documents, self.characters[chosen].tolist())
+
     def __len__(self) -> int:
         """Number of documents."""
         return len(self.starts) - 1

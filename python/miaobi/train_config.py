@@ -28,6 +28,7 @@ class TrainConfig:
     max_grad_norm:         the gradient of all parameters together is scaled down to this length; None for no limit.
     evaluations:           how often to validate, at equal distances, the end included; `eval_every` steps instead if
                            given. At each the run is saved, and a sample is written from each of `sample_prompts`.
+    eval_tokens:           validate on about so many tokens at most: whole documents, evenly spread, always the same.
     sample_tokens:         length of a sample.
     save_minutes:          save also when so many minutes have gone by.
     keep:                  which weights the model folder holds at the end: those of the "best" validation, or the
@@ -49,6 +50,7 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0
     evaluations: int = 10
     eval_every: int | None = None
+    eval_tokens: int = 20_000
     sample_prompts: Sequence[str] = ()
     sample_tokens: int = 48
     save_minutes: float = 10.0
@@ -61,7 +63,7 @@ class TrainConfig:
             raise ValueError(f"[train] expected one of steps, epochs and minutes, got {' and '.join(given)}")
         if not given:
             object.__setattr__(self, "minutes", _DEFAULT_MINUTES)
-        for name in ("steps", "batch_size", "gradient_accumulation", "evaluations", "eval_every"):
+        for name in ("steps", "batch_size", "gradient_accumulation", "evaluations", "eval_every", "eval_tokens"):
             self._check_int(name, 1)
         self._check_int("sample_tokens", 1)
         self._check_int("seed", 0)

@@ -118,7 +118,7 @@ class Trainer:
         gradients are not finite in five steps in a row; and OSError if the run cannot be saved.
         """
         data = self._tokens(train)
-        validation = None if val is None else self._tokens(val)
+        validation = None if val is None else self._tokens(val).spread(self.config.eval_tokens)
         if validation is not None and not len(validation):
             validation = None
         batches = self._batches(data)
