@@ -129,7 +129,7 @@ def _show_results(run: TrainRun, statements: list[str], seen: list[str], unseen:
 
 
 def _show(run: TrainRun, prompt: str, text: str) -> None:
-    run.console.print(Text.assemble("  ", (prompt, "cyan"), opt.printable(text).replace("\n", " ")), soft_wrap=True)
+    run.console.print(Text.assemble("  ", (prompt, "cyan"), opt.visible(text.replace("\n", " "))), soft_wrap=True)
 
 
 def _beginning(statement: str, tokenizer: JiebaTokenizer) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "open_llm",
     "printable",
     "set_threads",
+    "visible",
 ]
 
 _SAMPLING = "Sampling (by default as saved with the model)"
@@ -138,9 +139,14 @@ def set_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
+def visible(text: str) -> str:
+    """`text` for a report: control characters are replaced, wherever it goes."""
+    return text.translate(_CONTROLS)
+
+
 def printable(text: str) -> str:
     """`text` for standard output: on a terminal, control characters are replaced."""
-    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+    return visible(text) if sys.stdout.isatty() else text
 
 
 def count(number: int) -> str:

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from miaobi.cli.options import printable
+from miaobi.cli.options import visible
 from miaobi.train_config import TrainConfig
 from miaobi.train_events import (
     EndEvent,
@@ -177,7 +177,7 @@ def working(console: Console, text: str) -> Iterator[Callable[[int, int], None]]
 
 def one_line(text: str) -> str:
     """`text` on one line, safe for a terminal."""
-    return printable(text).replace("\n", " ↵ ").replace("\t", " ")
+    return visible(text.replace("\n", " ↵ ").replace("\t", " "))
 
 
 def duration(seconds: float) -> str:
