@@ -251,10 +251,10 @@ class TrainRun:
             )
         name = shlex.quote(str(self.out))
         self.print(f"The model is in {self.out} ({size(_folder_size(self.out))}). Next:")
-        if self._dialogues * 2 > len(self.documents) + len(self.held_out):
-            self.print(f"  miaobi chat {name}", "bold")
+        prompt = sample_prompt((self.held_out or self.documents)[0], self.tokenizer)
+        if "\n" in prompt or self._dialogues * 2 > len(self.documents) + len(self.held_out):
+            self.print(f"  miaobi chat {name}", "bold")  # a prompt of several lines is a dialogue's
         else:
-            prompt = sample_prompt((self.held_out or self.documents)[0], self.tokenizer)
             self.print(f"  miaobi generate {name} {shlex.quote(one_line(prompt))}", "bold")
 
 
