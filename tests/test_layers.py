@@ -381,6 +381,7 @@ def test_cache_holds_its_memory() -> None:
     layer, x = attention_layer(), rows(1)
     layer.enable_kv_cache(capacity=64)
     layer.forward_with_kv_cache(x)
+    gc.collect()
     before = _core.allocated_bytes()
     for _ in range(300):
         layer.forward_with_kv_cache(x)
