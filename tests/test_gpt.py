@@ -496,3 +496,19 @@ def test_nothing_to_score() -> None:
         with pytest.raises(ValueError, match=f"expected a positive normalizer, got {wrong}"):
             model.loss_backward([[1, 2]], [[1, 2]], normalizer=wrong)
     assert not model.gradient_arena.any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_no_allocation_where_later_documents_are_longer(threads: int) -> None:
+    miaobi.set_num_threads(threads)
+    model = GPT(GPTConfig(50, n_positions=64, n_embd=48, n_layer=2, n_head=4))
+    optimizer = AdamW(model, lr=1e-3)
+    ids = tokens(256) % 50
+    made = []
+    for length in (8, 16, 64, 32, 64):
+        before = _core.allocation_count()
+        model.zero_grad()
+        model.loss_backward(ids, ids, np.arange(0, 257, length))
+        optimizer.step(max_grad_norm=1.0)
+        made.append(_core.allocation_count() - before)
+    assert made[1:] == [0] * 4

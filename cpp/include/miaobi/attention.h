@@ -42,4 +42,8 @@ void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& ba
 void attention_backward(ConstMat d_o, ConstMat q, ConstMat k, ConstMat v, ConstMat o, ConstMat lse,
                         const RaggedBatch& batch, const AttentionShape& shape, Mat dq, Mat dk, Mat dv);
 
+// Takes the calling thread's scratch for sequences of up to `longest` tokens, forward and backward, so that no
+// later call takes more.
+void attention_reserve(const AttentionShape& shape, int64_t longest);
+
 }  // namespace miaobi

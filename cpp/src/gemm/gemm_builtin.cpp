@@ -57,7 +57,8 @@ Grid grid_for(const KernelTable& table, const Blocking& blocking, int64_t m, int
 void run_block(const KernelTable& table, const Blocking& blocking, int64_t m, int64_t n, int64_t k0, int64_t k,
                const Operand& a, const Panels& b, float* c, int64_t ldc, bool load_c, const Epilogue* epilogue) {
   const Grid grid = grid_for(table, blocking, m, n, k);
-  const LoopScratch scratch(Scratch::kPackA, grid.mc * k + table.width);
+  // A full block's room whatever the rows: a smaller product may be cut into larger parts than a bigger one.
+  const LoopScratch scratch(Scratch::kPackA, std::max(grid.mc * k, blocking.mc * blocking.kc) + table.width);
   parallel_for_slots(grid.row_blocks * grid.col_blocks, scratch.slots, [&](int64_t task, int slot) {
     const int64_t i0 = task % grid.row_blocks * grid.mc, j0 = task / grid.row_blocks * grid.nc;
     const int64_t rows = std::min(grid.mc, m - i0), cols = std::min(grid.nc, n - j0);

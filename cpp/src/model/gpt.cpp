@@ -95,6 +95,8 @@ GPT::Batch GPT::prepare(const int32_t* ids, const int32_t* targets, const int64_
 
 Mat GPT::trunk(const Batch& batch) {
   const int64_t tokens = batch.ragged.tokens();
+  // A later batch may have longer sequences than the first.
+  attention_reserve({config_.n_head, config_.n_embd / config_.n_head, true}, config_.n_positions);
   Mat x = workspace_.mat(tokens, config_.n_embd);
   embedding_forward(batch.ids, batch.positions, wte_->value_mat(), wpe_->value_mat(), x);
   for (const auto& block : blocks_) {

@@ -174,6 +174,12 @@ void backward_head(const KernelTable& table, const Head& in, ConstMat d_o, Const
 
 }  // namespace
 
+void attention_reserve(const AttentionShape& shape, int64_t longest) {
+  const Tiles tile(kernels_in_use());
+  const LoopScratch scratch(Scratch::kAttention, std::max(forward_scratch(tile, longest, shape.head_size),
+                                                          backward_scratch(tile, longest, shape.head_size)));
+}
+
 void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& batch, const AttentionShape& shape, Mat o,
                        Mat lse) {
   check_shapes("attention", batch, shape, {q, k, v, o}, lse);
