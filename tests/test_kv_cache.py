@@ -255,3 +255,58 @@ def test_cache_of_another_model(model: GPT) -> None:
     for capacity in (0, -5):
         with pytest.raises(ValueError, match=f"positive.*capacity.*{capacity}"):
             model.new_cache(capacity)
+
+
+def test_packed_weights_give_the_same_bits(model: GPT) -> None:
+    ids = tokens(80, seed=3)
+    plain = alone(model, ids)
+    model.pack()
+    try:
+        assert model.is_packed
+        np.testing.assert_array_equal(alone(model, ids), plain)
+        model.pack("bf16")
+        rounded = alone(model, ids)
+        assert not np.array_equal(rounded, plain)
+        np.testing.assert_allclose(rounded, plain, atol=0.05 * np.abs(plain).max())
+    finally:
+        model.unpack()
+    np.testing.assert_array_equal(alone(model, ids), plain)
+
+
+def test_gradients_drop_packed_weights() -> None:
+    model = GPT(GPTConfig(VOCAB, POSITIONS, 16, 1, 2))
+    model.pack()
+    model.loss_backward(tokens(8)[None], tokens(8, seed=1)[None])
+    assert not model.is_packed
+
+
+def test_bf16_cache_takes_half_and_does_not_depend_on_the_cut(model: GPT) -> None:
+    ids = tokens(70, seed=4)
+    found = []
+    for cut in CUTS.values():
+        cache = model.new_cache(POSITIONS, "bf16")
+        sequence = cache.add_sequence()
+        for part in np.split(ids, np.cumsum(cut)[:-1]):
+            logits = append(model, cache, (sequence, part))[0]
+        found.append(logits)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    assert cache.info()["bytes"] * 2 == model.new_cache(POSITIONS).info()["bytes"]
+    np.testing.assert_allclose(found[0], alone(model, ids), atol=0.05 * np.abs(found[0]).max())
+    with pytest.raises(ValueError, match=r'"float32" or "bf16", got "int8"'):
+        model.new_cache(8, "int8")
+
+
+def test_a_fork_of_a_bf16_cache_copies_its_last_block(model: GPT) -> None:
+    ids = tokens(40, seed=5)
+    cache = model.new_cache(3 * BLOCK, "bf16")
+    first = cache.add_sequence()
+    append(model, cache, (first, ids))
+    second = cache.fork(first)
+    append(model, cache, (second, tokens(5, seed=6)))
+    alone_cache = model.new_cache(POSITIONS, "bf16")
+    sequence = alone_cache.add_sequence()
+    append(model, alone_cache, (sequence, ids))
+    np.testing.assert_array_equal(
+        append(model, cache, (first, ids[:3])), append(model, alone_cache, (sequence, ids[:3]))
+    )

@@ -20,9 +20,9 @@ using namespace miaobi;
 namespace {
 
 struct CacheHandle {
-  CacheHandle(const ModelHandle& m, int64_t capacity)
+  CacheHandle(const ModelHandle& m, int64_t capacity, const std::string& dtype)
       : cache(m.model.config().n_layer, m.model.config().n_head, m.model.config().n_embd / m.model.config().n_head,
-              capacity) {}
+              capacity, weight_type(dtype)) {}
 
   // f(cache), not while a step of another thread is in it.
   template <class F>
@@ -36,7 +36,7 @@ struct CacheHandle {
   std::mutex mutex;
 };
 
-FloatArray forward_cached(const ModelHandle& h, CacheHandle& c, const std::vector<int64_t>& sequences,
+FloatArray forward_cached(ModelHandle& h, CacheHandle& c, const std::vector<int64_t>& sequences,
                           const IntArray& ids, const LongArray& offsets) {
   MIAOBI_CHECK(ids.ndim() == 1, "expected flat ids, got ", ids.ndim(), " dimensions");
   check_offsets(offsets, ids.size());
@@ -46,6 +46,7 @@ FloatArray forward_cached(const ModelHandle& h, CacheHandle& c, const std::vecto
   const Mat out = mutable_mat(logits);
   const py::gil_scoped_release release;
   const std::lock_guard<std::mutex> lock(c.mutex);
+  const std::shared_lock<std::shared_mutex> packing(h.packing);
   h.model.forward_cached(c.cache, sequences.data(), ids.data(), offsets.data(), static_cast<int64_t>(sequences.size()),
                          out, c.workspace);
   return logits;
@@ -61,8 +62,8 @@ int32_t sample(Sampler& sampler, const FloatArray& logits, const IntArray& histo
 
 void register_generation(py::module_& m) {
   py::class_<CacheHandle>(m, "KVCache", "A pool of token blocks for the keys and values of a model's sequences.")
-      .def(py::init<const ModelHandle&, int64_t>(), "model"_a, "capacity"_a,
-           "Room for `capacity` tokens over all sequences, rounded up to blocks of 32.")
+      .def(py::init<const ModelHandle&, int64_t, const std::string&>(), "model"_a, "capacity"_a, "dtype"_a = "float32",
+           "Room for `capacity` tokens over all sequences, rounded up to blocks of 32, as \"float32\" or \"bf16\".")
       .def(
           "add_sequence", [](CacheHandle& c) { return c.locked([](KVCache& k) { return k.add_sequence(); }); },
           "An empty sequence's number.")

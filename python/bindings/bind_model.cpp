@@ -81,6 +81,7 @@ FloatArray token_losses(ModelHandle& h, const IntArray& ids, const IntArray& tar
 void backward(ModelHandle& h) {
   const py::gil_scoped_release release;
   const std::lock_guard<std::mutex> lock(h.mutex);
+  h.unpack();
   h.model.backward(h.scored > 0 ? 1.0f / static_cast<float>(h.scored) : 0.0f);
 }
 
@@ -93,6 +94,7 @@ py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray&
   {
     const py::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(h.mutex);
+    h.unpack();
     float* losses = h.losses.reserve(ids.size());
     h.model.loss_backward(ids.data(), targets.data(), offsets.data(), offsets.size() - 1,
                           n > 0 ? 1.0f / static_cast<float>(n) : 0.0f, losses);
@@ -108,6 +110,8 @@ class AdamWHandle {
               float weight_decay)
       : model_(std::move(model)),
         optimizer(model_->model.arena(), {lr, betas.first, betas.second, eps, weight_decay}) {}
+
+  void unpack() { model_->unpack(); }
 
  private:
   std::shared_ptr<ModelHandle> model_;
@@ -146,6 +150,18 @@ void register_model(py::module_& m) {
            "normalizer"_a = py::none(),
            "Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).")
       .def(
+          "pack",
+          [](ModelHandle& h, const std::string& dtype) {
+            const WeightType type = weight_type(dtype);
+            const py::gil_scoped_release release;
+            const std::unique_lock<std::shared_mutex> lock(h.packing);
+            h.model.pack(type);
+          },
+          "dtype"_a, "Copies the matrices, as \"float32\" or \"bf16\", into the form that decoding reads fastest.")
+      .def("unpack", &ModelHandle::unpack, py::call_guard<py::gil_scoped_release>(), "Drops that copy.")
+      .def_property_readonly(
+          "is_packed", [](const ModelHandle& h) { return h.model.is_packed(); }, "Whether there is such a copy.")
+      .def(
           "zero_grad", [](ModelHandle& h) { h.model.arena().zero_grad(); }, "Clears the gradients.")
       .def_property_readonly(
           "num_parameters", [](const ModelHandle& h) { return h.model.arena().count(); }, "Number of parameters.")
@@ -181,6 +197,7 @@ void register_model(py::module_& m) {
             MIAOBI_CHECK(!max_grad_norm || *max_grad_norm > 0, "[adamw] expected max_grad_norm > 0, got ",
                          *max_grad_norm);
             const py::gil_scoped_release release;
+            h.unpack();
             return h.optimizer.step(lr.value_or(h.optimizer.options().lr), max_grad_norm.value_or(0.0f));
           },
           "lr"_a = py::none(), "max_grad_norm"_a = py::none(),

@@ -189,6 +189,10 @@ class GPT:
         """
         Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).
         """
+    def pack(self, dtype: str) -> None:
+        """
+        Copies the matrices, as "float32" or "bf16", into the form that decoding reads fastest.
+        """
     def parameters(self) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
         """
         Name -> view.
@@ -201,6 +205,10 @@ class GPT:
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         Losses in nats (N,), 0 where the target is -100.
+        """
+    def unpack(self) -> None:
+        """
+        Drops that copy.
         """
     def zero_grad(self) -> None:
         """
@@ -215,6 +223,11 @@ class GPT:
     def gradient_arena(self) -> numpy.typing.NDArray[numpy.float32]:
         """
         All gradients as one flat view of the same layout.
+        """
+    @property
+    def is_packed(self) -> bool:
+        """
+        Whether there is such a copy.
         """
     @property
     def num_parameters(self) -> int:
@@ -264,9 +277,9 @@ class KVCache:
     """
     A pool of token blocks for the keys and values of a model's sequences.
     """
-    def __init__(self, model: GPT, capacity: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, model: GPT, capacity: typing.SupportsInt | typing.SupportsIndex, dtype: str = "float32") -> None:
         """
-        Room for `capacity` tokens over all sequences, rounded up to blocks of 32.
+        Room for `capacity` tokens over all sequences, rounded up to blocks of 32, as "float32" or "bf16".
         """
     def add_sequence(self) -> int:
         """

@@ -373,6 +373,47 @@ TEST_CASE("bf16 precision is float32 on operands rounded to bfloat16, ties to ev
   }
 }
 
+TEST_CASE("a matrix packed as bfloat16 gives the bits of the rounded matrix") {
+  Random random(13);
+  const KernelTable& table = kernels_in_use();
+  for (const int64_t m : {int64_t{1}, int64_t{2}, int64_t{table.mr} + 1, 5 * int64_t{table.mr}}) {
+    for (const bool transpose : {false, true}) {
+      const Case t{m, 9 * table.nr + 3, 300, false, transpose, true, kLoose, true};
+      Run run(t, random, false);
+      const PackedMatrix packed(right_operand(run.b.mat(), transpose), t.n, t.k, WeightType::kBf16);
+      for (int64_t r = 0; r < run.b.mat().rows; ++r) {
+        for (int64_t i = 0; i < run.b.mat().cols; ++i) run.b(r, i) = rounded_to_bf16(run.b(r, i));
+      }
+      run.compute(t);
+      Guarded c = output(t.m, t.n, kLoose);
+      for (int64_t i = 0; i < m; ++i) std::copy_n(&run.before(i, 0), t.n, &c(i, 0));
+      gemm(m, left_operand(run.a.mat()), packed, c.mat().data, c.mat().stride, true, run.epilogue(t));
+      CHECK(c.guards_intact());
+      expect_same_bits("packed as bf16 " + t.name(), c.mat(), run.c.mat());
+    }
+  }
+}
+
+TEST_CASE("one row times a matrix has the bits of a row among many, at every edge of the vectors") {
+  Random random(14);
+  const int64_t w = kernels_in_use().width;
+  for (const bool transpose : {false, true}) {
+    for (const int64_t n : {int64_t{1}, w - 1, w, 3 * w + 1, 7 * w + 2}) {
+      for (const int64_t k : {int64_t{1}, int64_t{3}, int64_t{8}, int64_t{21}, int64_t{1024}}) {
+        const Case many{40 * kernels_in_use().mr, n, k, false, transpose, k == 8, kLoose};
+        Run run(many, random, false);
+        run.compute(many);
+        Guarded row = output(1, n, kLoose);
+        std::copy_n(&run.before(3, 0), n, &row(0, 0));
+        gemm(1, n, k, left_operand(run.a.mat().row_block(3, 1)), right_operand(run.b.mat(), transpose), row.mat().data,
+             row.mat().stride, many.accumulate);
+        CHECK(row.guards_intact());
+        expect_same_bits("row 3 of " + many.name(), row.mat(), run.c.mat().row_block(3, 1));
+      }
+    }
+  }
+}
+
 TEST_CASE("rounding to bfloat16 keeps infinities, NaN, signs and the smallest numbers") {
   const KernelTable& table = kernels_in_use();
   std::vector<float> x{0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, -1e-45f, 3.3895e38f, 3.4028235e38f, -1.00390625f};

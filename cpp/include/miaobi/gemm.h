@@ -23,21 +23,31 @@ namespace miaobi {
 void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc,
           bool accumulate = false, const Epilogue& epilogue = {});
 
-// A right operand packed once and used many times: a weight of a decoder. Same results as from the
-// matrix it was made from.
+enum class WeightType : int32_t { kFloat32, kBf16 };
+// "float32" or "bf16". Throws Error for any other name.
+WeightType weight_type(const std::string& name);
+
+// A right operand packed once and used many times: a weight of a decoder. In float32 the results are those of the
+// matrix it was made from, bit for bit; in bfloat16, those of the matrix with each element rounded to it.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // op(B), K x N, as in gemm.
-  PackedMatrix(const Operand& b, int64_t n, int64_t k);
+  // op(B), K x N, as in gemm. Only for the instruction set in use.
+  PackedMatrix(const Operand& b, int64_t n, int64_t k, WeightType type = WeightType::kFloat32);
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
-  const float* data() const { return data_.data(); }
+  int64_t bytes() const;
+  WeightType type() const { return type_; }
+
+  const float* float32() const { return float32_.data(); }
+  const uint16_t* bf16() const { return bf16_.data(); }
 
  private:
-  Buffer<float> data_;
+  Buffer<float> float32_;  // one of the two
+  Buffer<uint16_t> bf16_;
   int64_t n_ = 0, k_ = 0;
+  WeightType type_ = WeightType::kFloat32;
 };
 
 void gemm(int64_t m, const Operand& a, const PackedMatrix& b, float* c, int64_t ldc, bool accumulate = false,

@@ -58,8 +58,14 @@ class GPT {
   // Appends rows to cached sequences and gives the logits after the last row of each: ids (N), offsets over
   // `sequences` entries of `cached`; logits (sequences, V). A sequence must get at least one row and stay
   // within n_positions.
+  // Where pack() was called, with its copy of the weights.
   void forward_cached(KVCache& cache, const int64_t* cached, const int32_t* ids, const int64_t* offsets,
                       int64_t sequences, Mat logits, Workspace& workspace) const;
+  // Copies the matrices into the form that forward_cached reads fastest. After weights have been changed, make it anew;
+  // gradients drop it. Not while another thread is in forward_cached.
+  void pack(WeightType type);
+  void unpack();
+  bool is_packed() const { return packed_head_.n() > 0; }
 
  private:
   struct Batch {
@@ -80,6 +86,7 @@ class GPT {
   GPTConfig config_;
   ParameterArena arena_;
   Parameter *wte_, *wpe_, *head_;
+  PackedMatrix packed_head_;
   std::vector<std::unique_ptr<TransformerBlock>> blocks_;
   std::unique_ptr<LayerNorm> final_norm_;
   Workspace workspace_;

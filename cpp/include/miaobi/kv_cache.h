@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "miaobi/attention.h"
+#include "miaobi/gemm.h"
 #include "miaobi/mat.h"
 #include "miaobi/memory.h"
 
@@ -19,8 +20,9 @@ class KVCache {
  public:
   static constexpr int64_t kBlockTokens = 32;
 
-  // `capacity` tokens over all sequences, rounded up to whole blocks. Throws Error unless all are positive.
-  KVCache(int64_t layers, int64_t heads, int64_t head_size, int64_t capacity);
+  // `capacity` tokens over all sequences, rounded up to whole blocks. Keys and values are kept as `type`; attention
+  // computes in float32 with either. Throws Error unless all sizes are positive.
+  KVCache(int64_t layers, int64_t heads, int64_t head_size, int64_t capacity, WeightType type = WeightType::kFloat32);
 
   int64_t layers() const { return layers_; }
   int64_t heads() const { return heads_; }
@@ -28,7 +30,10 @@ class KVCache {
   int64_t capacity() const { return static_cast<int64_t>(references_.size()) * kBlockTokens; }
   // Tokens of room that blocks in use take up; shared blocks count once.
   int64_t used() const { return (static_cast<int64_t>(references_.size() - free_.size())) * kBlockTokens; }
-  int64_t bytes() const { return storage_.size() * static_cast<int64_t>(sizeof(float)); }
+  int64_t bytes() const {
+    return storage_.size() * static_cast<int64_t>(sizeof(float)) +
+           bf16_storage_.size() * static_cast<int64_t>(sizeof(uint16_t));
+  }
 
   int64_t add_sequence();
   void free_sequence(int64_t sequence);
@@ -63,14 +68,19 @@ class KVCache {
   Sequence& at(int64_t sequence) { return const_cast<Sequence&>(std::as_const(*this).at(sequence)); }
   int32_t take_block();
   void release_block(int32_t block);
-  // K of a head lies transposed, (D, kBlockTokens), V as (kBlockTokens, D): both are panels of the GEMM.
-  float* keys(int32_t block, int64_t layer, int64_t head) const;
-  float* values(int32_t block, int64_t layer, int64_t head) const;
+  // Where the keys of a head lie in the storage; its values follow after kBlockTokens * head_size elements. K lies
+  // transposed, (D, kBlockTokens), V as (kBlockTokens, D): both are panels of the GEMM.
+  int64_t place(int32_t block, int64_t layer, int64_t head) const {
+    return ((block * layers_ + layer) * heads_ + head) * 2 * kBlockTokens * head_size_;
+  }
+  template <class T>
+  void write_row(T* storage, const float* key, const float* value, int64_t slot) const;
   void attend_head(int64_t layer, int64_t head, const Sequence& s, int64_t start, ConstMat q, Mat o,
                    float* scratch) const;
 
   int64_t layers_, heads_, head_size_;
-  mutable Buffer<float> storage_;
+  Buffer<float> storage_;  // one of the two
+  Buffer<uint16_t> bf16_storage_;
   std::vector<int32_t> references_;  // per block
   std::vector<int32_t> free_;
   std::vector<Sequence> sequences_;

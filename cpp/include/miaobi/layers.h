@@ -7,7 +7,7 @@
 #include <string>
 
 #include "miaobi/attention.h"
-#include "miaobi/gemm_types.h"
+#include "miaobi/gemm.h"
 #include "miaobi/kv_cache.h"
 #include "miaobi/linear.h"
 #include "miaobi/memory.h"
@@ -22,6 +22,9 @@ namespace miaobi {
 // backward  dx (N, in) from dy (N, out), for the last forward; parameter gradients accumulate. dx is
 //           overwritten and may be dy only in layers with a residual connection, where that saves a copy.
 //           Scratch is taken from `workspace` and given back.
+//
+// pack      makes a copy of the weights that `infer` and `forward_cached` read faster, or in bfloat16; unpack drops it.
+//           Forward and backward never use it, so it has to be made again where they change weights.
 class Layer {
  public:
   virtual ~Layer() = default;
@@ -86,12 +89,15 @@ class FusedLayerNormLinear final : public Layer {
   // dx += instead of dx =.
   void backward_add(ConstMat dy, Mat dx_add, Workspace& workspace) { backward_into(dy, dx_add, true, workspace); }
   void infer(ConstMat x, Mat y, Workspace& workspace) const;
+  void pack(WeightType type) { packed_ = PackedMatrix(right_operand(weight_->value_mat()), out_dim(), in_dim(), type); }
+  void unpack() { packed_ = PackedMatrix(); }
 
  private:
   LayerNormView view(float* mean, float* rstd) const { return {gamma_->value, beta_->value, mean, rstd}; }
   void backward_into(ConstMat dy, Mat dx, bool accumulate, Workspace& workspace);
 
   Parameter *gamma_, *beta_, *weight_, *bias_;
+  PackedMatrix packed_;
   float eps_;
   ConstMat x_;
   float *mean_ = nullptr, *rstd_ = nullptr;
@@ -114,9 +120,12 @@ class FusedActivationLinear final : public Layer {
   void forward_add(ConstMat x, ConstMat residual, Mat y);  // y = ... + residual
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
   void infer(ConstMat x, ConstMat residual, Mat y) const;
+  void pack(WeightType type) { packed_ = PackedMatrix(right_operand(weight_->value_mat()), out_dim(), in_dim(), type); }
+  void unpack() { packed_ = PackedMatrix(); }
 
  private:
   Parameter *weight_, *bias_;
+  PackedMatrix packed_;
   Activation kind_;
   ConstMat x_;
 };
@@ -144,6 +153,8 @@ class SelfAttention final : public Layer {
   // Rows of x continue the cached sequences as `step` says; their keys and values are appended first.
   void forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
                       Workspace& workspace) const;
+  void pack(WeightType type);
+  void unpack();
 
  private:
   int64_t dim_;
@@ -172,6 +183,8 @@ class FeedForward final : public Layer {
   void forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) override;
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
   void infer(ConstMat x, Mat y, Workspace& workspace) const;
+  void pack(WeightType type);
+  void unpack();
 
  private:
   std::unique_ptr<FusedLayerNormLinear> norm_hidden_;  // one of the two
@@ -195,6 +208,8 @@ class TransformerBlock final : public Layer {
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
   void forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
                       Workspace& workspace) const;
+  void pack(WeightType type);
+  void unpack();
 
  private:
   SelfAttention attention_;

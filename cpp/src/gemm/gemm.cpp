@@ -39,6 +39,11 @@ void gemm(int64_t m, const Operand& a, const PackedMatrix& b, float* c, int64_t 
   gemm_builtin(m, left, b, c, ldc, accumulate, epilogue);
 }
 
+WeightType weight_type(const std::string& name) {
+  MIAOBI_CHECK(name == "float32" || name == "bf16", "expected dtype \"float32\" or \"bf16\", got \"", name, "\"");
+  return name == "bf16" ? WeightType::kBf16 : WeightType::kFloat32;
+}
+
 std::vector<std::string> available_backends() {
 #if defined(MIAOBI_HAVE_OPENBLAS)
   return {"builtin", "openblas"};

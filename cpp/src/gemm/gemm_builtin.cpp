@@ -27,10 +27,19 @@ Blocking blocking_for(const KernelTable& table) {
   const CacheSizes& cache = cache_sizes();
   Blocking b;
   // Not below 256: each block of depth loads and stores C once more.
-  b.kc = std::clamp<int64_t>(cache.l1 / 2 / (table.nr * 4) / 8 * 8, 256, 512);
+  b.kc = std::clamp<int64_t>(cache.l1 / (table.nr * 4) / 8 * 8, 256, 512);
   b.mc = std::max<int64_t>(table.mr, cache.l2 / 2 / (b.kc * 4) / table.mr * table.mr);
   b.nc = std::max<int64_t>(table.nr, std::min<int64_t>(cache.l3 / 4, 8 << 20) / (b.kc * 4) / table.nr * table.nr);
   return b;
+}
+
+// Rows of a panel of A: as equal as the tile allows, for a tile of two rows behind one of six leaves most of the
+// multiply-add units idle.
+int64_t panel_height(const KernelTable& table, int64_t m) { return m > 0 ? ceil_div(m, ceil_div(m, table.mr)) : 1; }
+
+// Equal blocks of depth rather than full ones and a remainder.
+int64_t balanced_depth(const Blocking& blocking, int64_t k) {
+  return k <= blocking.kc ? std::max<int64_t>(k, 1) : round_up(ceil_div(k, ceil_div(k, blocking.kc)), 8);
 }
 
 // C is cut into row_blocks x col_blocks parts; a part is one task.
@@ -63,94 +72,193 @@ void run_block(const KernelTable& table, const Blocking& blocking, int64_t m, in
     const int64_t i0 = task % grid.row_blocks * grid.mc, j0 = task / grid.row_blocks * grid.nc;
     const int64_t rows = std::min(grid.mc, m - i0), cols = std::min(grid.nc, n - j0);
     float* packed = scratch[slot];
-    table.pack(a, i0, rows, k0, k, table.mr, packed);
-    const Panels left{packed, table.mr * k, table.mr};
+    const int64_t height = panel_height(table, rows);
+    table.pack(a, i0, rows, k0, k, height, packed);
+    const Panels left{packed, height * k, height, height};
     const Panels right{b.data + j0 / table.nr * b.panel_stride, b.panel_stride, b.k_stride};
     const Epilogue part = epilogue ? epilogue->at(i0, j0) : Epilogue{};
     table.gemm_block(rows, cols, k, left, right, c + i0 * ldc + j0, ldc, load_c, epilogue ? &part : nullptr);
   });
 }
 
-// Few rows against a B that has to be packed: each task packs a few panels of full depth and uses them while they are
-// in its cache, instead of sending all of B through memory twice.
-void few_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
-              int64_t ldc, bool accumulate, const Epilogue& epilogue) {
-  const int64_t group = 4 * table.nr;  // what the widest tile of one row takes
-  float* left = thread_scratch(Scratch::kPackA, round_up(m, table.mr) * k + table.width);
-  table.pack(a, 0, m, 0, k, table.mr, left);
-  const LoopScratch scratch(Scratch::kPackB, group * k + table.width);
+// Few rows: B goes through memory once, in pieces of `group` columns and `depth` rows that stay in cache while all rows
+// of A use them. piece(j, cols, k0, d, scratch) gives the panels of one.
+struct Pieces {
+  int64_t group, depth, scratch;  // scratch: floats for one piece
+};
+
+template <class Piece>
+void few_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, float* c, int64_t ldc,
+              bool accumulate, const Epilogue& epilogue, const Pieces& pieces, Piece&& piece) {
+  const int64_t height = panel_height(table, m);
+  // Panels lie apart: packing one spills over its end, and they may be packed at the same time.
+  const int64_t stride = round_up(height * k + table.width, table.width);
+  float* left = thread_scratch(Scratch::kPackA, ceil_div(m, height) * stride);
+  const auto pack = [&](int64_t panel) {
+    table.pack(a, panel * height, std::min(height, m - panel * height), 0, k, height, left + panel * stride);
+  };
+  const int64_t panels = ceil_div(m, height);
+  if (m * k <= kSerialWork / 4) {
+    for (int64_t p = 0; p < panels; ++p) pack(p);
+  } else {
+    parallel_for(panels, pack);
+  }
+  const LoopScratch scratch(Scratch::kPackB, pieces.scratch);
   const int slots = m * n * k <= kSerialWork ? 1 : scratch.slots;
-  parallel_for_slots(ceil_div(n, group), slots, [&](int64_t task, int slot) {
-    const int64_t j = task * group, cols = std::min(group, n - j);
-    float* right = scratch[slot];
-    table.pack(b, j, cols, 0, k, table.nr, right);
+  parallel_for_slots(ceil_div(n, pieces.group), slots, [&](int64_t task, int slot) {
+    const int64_t j = task * pieces.group, cols = std::min(pieces.group, n - j);
     const Epilogue part = epilogue.at(0, j);
-    table.gemm_block(m, cols, k, {left, table.mr * k, table.mr}, {right, table.nr * k, table.nr}, c + j, ldc,
-                     accumulate, epilogue.empty() ? nullptr : &part);
+    int64_t k0 = 0;
+    do {  // once even where k is 0
+      const int64_t d = std::min(pieces.depth, k - k0);
+      const bool last = k0 + d >= k;
+      table.gemm_block(m, cols, d, {left + k0 * height, stride, height, height}, piece(j, cols, k0, d, scratch[slot]),
+                       c + j, ldc, accumulate || k0 > 0, last && !epilogue.empty() ? &part : nullptr);
+      k0 += d;
+    } while (k0 < k);
   });
 }
 
-}  // namespace
+// One row meets a B that needs no packing.
+void one_row(const KernelTable& table, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+             bool accumulate, const Epilogue& epilogue, int64_t group) {
+  float* left = thread_scratch(Scratch::kPackA, k + table.width);
+  table.pack(a, 0, 1, 0, k, 1, left);
+  parallel_for_slots(ceil_div(n, group), n * k <= kSerialWork ? 1 : get_num_threads(), [&](int64_t task, int) {
+    const int64_t j = task * group, cols = std::min(group, n - j);
+    table.gemv(cols, k, left, b.data + (b.k_major ? j : j * b.stride), b.stride, b.k_major, c + j, accumulate);
+    if (!epilogue.empty()) table.epilogue(epilogue.at(0, j), 1, cols, c + j, n);
+  });
+}
 
-void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc,
-                  bool accumulate, const Epilogue& epilogue) {
-  const KernelTable& table = kernels_in_use();
+// Columns of a piece: `longest`, or less where there would be too few pieces for the threads.
+int64_t group_for(const KernelTable& table, int64_t m, int64_t n, int64_t k, int64_t longest) {
+  const int64_t threads = m * n * k <= kSerialWork ? 1 : get_num_threads();
+  return std::min(round_up(longest, table.nr), round_up(ceil_div(n, 2 * threads), 4 * table.nr));
+}
+
+// Many rows: blocks of B go through cache, and for each of them blocks of A. panels(j0, cols, k0, depth) gives one.
+template <class PanelsOf>
+void many_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, float* c, int64_t ldc,
+               bool accumulate, const Epilogue& epilogue, PanelsOf&& panels) {
   const Blocking blocking = blocking_for(table);
-  // Packing B pays when enough rows use it; below that, B's own rows serve as panels.
-  const bool few = m <= 2 * table.mr;
-  const bool direct = few && b.k_major && !b.bf16 && b.transform == Transform::kNone;
-  if (few && !direct) {
-    few_rows(table, m, n, k, a, b, c, ldc, accumulate, epilogue);
-    return;
-  }
+  const int64_t step = balanced_depth(blocking, k);
   for (int64_t j0 = 0; j0 < n; j0 += blocking.nc) {
     const int64_t cols = std::min(blocking.nc, n - j0);
     const Epilogue part = epilogue.at(0, j0);
     int64_t k0 = 0;
-    do {  // once even where k is 0
-      const int64_t depth = std::min(blocking.kc, k - k0);
-      Panels right{b.data + k0 * b.stride + j0, table.nr, b.stride};
-      if (!direct) {
-        float* packed = thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * depth + table.width);
-        const int64_t grain = table.nr * std::max<int64_t>(1, (1 << 14) / (table.nr * std::max<int64_t>(depth, 1)));
-        parallel_ranges(cols, grain, [&](int64_t begin, int64_t end) {
-          table.pack(b, j0 + begin, end - begin, k0, depth, table.nr, packed + begin * depth);
-        });
-        right = {packed, table.nr * depth, table.nr};
-      }
+    do {
+      const int64_t depth = std::min(step, k - k0);
       const bool last = k0 + depth >= k;
-      run_block(table, blocking, m, cols, k0, depth, a, right, c + j0, ldc, accumulate || k0 > 0,
+      run_block(table, blocking, m, cols, k0, depth, a, panels(j0, cols, k0, depth), c + j0, ldc, accumulate || k0 > 0,
                 last && !part.empty() ? &part : nullptr);
       k0 += depth;
     } while (k0 < k);
   }
 }
 
-PackedMatrix::PackedMatrix(const Operand& b, int64_t n, int64_t k) : n_(n), k_(k) {
+// body(begin, end) packs columns [begin, end) of a block; enough of them at a time to be worth a task.
+template <class Body>
+void pack_columns(const KernelTable& table, int64_t cols, int64_t depth, Body&& body) {
+  const int64_t grain = table.nr * std::max<int64_t>(1, (1 << 14) / (table.nr * std::max<int64_t>(depth, 1)));
+  parallel_ranges(cols, grain, body);
+}
+
+bool are_few(const KernelTable& table, int64_t m) { return m <= 4 * table.mr; }
+
+}  // namespace
+
+void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc,
+                  bool accumulate, const Epilogue& epilogue) {
   const KernelTable& table = kernels_in_use();
-  data_ = Buffer<float>(round_up(n, table.nr) * k + table.width, true);
+  if (!are_few(table, m)) {
+    many_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
+              [&](int64_t j0, int64_t cols, int64_t k0, int64_t depth) -> Panels {
+                float* packed = thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * depth + table.width);
+                pack_columns(table, cols, depth, [&](int64_t begin, int64_t end) {
+                  table.pack(b, j0 + begin, end - begin, k0, depth, table.nr, packed + begin * depth);
+                });
+                return {packed, table.nr * depth, table.nr};
+              });
+    return;
+  }
+  // Long runs of each stored row of B, for the sake of the prefetcher.
+  const bool plain = !b.bf16 && b.transform == Transform::kNone && k > 0;
+  if (m == 1 && plain) {
+    one_row(table, n, k, a, b, c, accumulate, epilogue, group_for(table, 1, n, k, b.k_major ? 4096 : 384));
+  } else if (m <= table.mr && b.k_major && plain) {  // one tile's rows: B is used where it lies
+    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, 4096), 8, 0},
+             [&](int64_t j, int64_t, int64_t k0, int64_t, float*) -> Panels {
+               return {b.data + k0 * b.stride + j, table.nr, b.stride};
+             });
+  } else {
+    const int64_t longest = b.k_major ? 256 : 64, depth = (1 << 14) / longest;  // pieces of 64 KB
+    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
+             {group_for(table, m, n, k, longest), depth, round_up(longest, 4 * table.nr) * depth + table.width},
+             [&](int64_t j, int64_t cols, int64_t k0, int64_t d, float* scratch) -> Panels {
+               table.pack(b, j, cols, k0, d, table.nr, scratch);
+               return {scratch, table.nr * d, table.nr};
+             });
+  }
+}
+
+PackedMatrix::PackedMatrix(const Operand& b, int64_t n, int64_t k, WeightType type) : n_(n), k_(k), type_(type) {
+  const KernelTable& table = kernels_in_use();
+  const int64_t size = round_up(n, table.nr) * k + table.width;
+  const bool bf16 = type == WeightType::kBf16;
+  if (bf16) {
+    bf16_ = Buffer<uint16_t>(size, true);
+  } else {
+    float32_ = Buffer<float>(size, true);
+  }
   Operand right = b;
   right.bf16 = get_matmul_precision() == "bf16";
-  parallel_ranges(n, table.nr, [&](int64_t begin, int64_t end) {
-    table.pack(right, begin, end - begin, 0, k, table.nr, data_.data() + begin * k);
+  const LoopScratch scratch(Scratch::kPackB, bf16 ? table.nr * k + table.width : 0);
+  parallel_for_slots(ceil_div(n, table.nr), scratch.slots, [&](int64_t panel, int slot) {
+    const int64_t j = panel * table.nr, cols = std::min<int64_t>(table.nr, n - j);
+    if (!bf16) {
+      table.pack(right, j, cols, 0, k, table.nr, float32_.data() + j * k);
+      return;
+    }
+    float* rows = scratch[slot];
+    std::fill_n(rows, table.nr * k, 0.0f);
+    table.pack(right, j, cols, 0, k, table.nr, rows);
+    table.narrow(rows, table.nr * k, bf16_.data() + j * k);
   });
+}
+
+int64_t PackedMatrix::bytes() const {
+  return float32_.size() * static_cast<int64_t>(sizeof(float)) + bf16_.size() * static_cast<int64_t>(sizeof(uint16_t));
 }
 
 void gemm_builtin(int64_t m, const Operand& a, const PackedMatrix& b, float* c, int64_t ldc, bool accumulate,
                   const Epilogue& epilogue) {
   const KernelTable& table = kernels_in_use();
-  const Blocking blocking = blocking_for(table);
-  const int64_t k = b.k();
-  // A few rows leave C in registers over the whole depth and read the weights once, front to back.
-  const int64_t kc = m <= table.mr ? std::max<int64_t>(k, 1) : blocking.kc;
-  int64_t k0 = 0;
-  do {
-    const int64_t depth = std::min(kc, k - k0);
-    const Panels right{b.data() + k0 * table.nr, table.nr * k, table.nr};
-    run_block(table, blocking, m, b.n(), k0, depth, a, right, c, ldc, accumulate || k0 > 0,
-              k0 + depth >= k && !epilogue.empty() ? &epilogue : nullptr);
-    k0 += depth;
-  } while (k0 < k);
+  const int64_t k = b.k(), n = b.n();
+  const auto at = [&](int64_t j, int64_t k0) -> Panels {
+    const int64_t offset = j * k + k0 * table.nr;
+    const bool bf16 = b.type() == WeightType::kBf16;
+    return {bf16 ? nullptr : b.float32() + offset, table.nr * k, table.nr, 0, bf16 ? b.bf16() + offset : nullptr};
+  };
+  if (are_few(table, m)) {
+    // One tile's rows keep C in registers over the whole depth and read the weights once, front to back.
+    const int64_t depth = m <= table.mr ? std::max<int64_t>(k, 1) : balanced_depth(blocking_for(table), k);
+    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, n), depth, 0},
+             [&](int64_t j, int64_t, int64_t k0, int64_t, float*) { return at(j, k0); });
+    return;
+  }
+  many_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
+            [&](int64_t j0, int64_t cols, int64_t k0, int64_t depth) -> Panels {
+              if (b.type() == WeightType::kFloat32) return at(j0, k0);
+              // Many rows use each element: it is widened once.
+              float* wide = thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * depth);
+              pack_columns(table, cols, depth, [&](int64_t begin, int64_t end) {
+                for (int64_t j = begin; j < end; j += table.nr) {
+                  table.widen(at(j0 + j, k0).bf16, table.nr * depth, wide + j * depth);
+                }
+              });
+              return {wide, table.nr * depth, table.nr};
+            });
 }
 
 }  // namespace miaobi

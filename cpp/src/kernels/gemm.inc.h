@@ -7,14 +7,19 @@
 
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
-constexpr int kW = Vec::kWidth;
 constexpr int kNr = 2 * kW;  // two vectors a row: every broadcast of A feeds two multiply-adds
 constexpr int kMr = MIAOBI_TILE_ROWS;
 
+// A vector of B, of which `n` elements are wanted; bfloat16 panels are whole.
+MIAOBI_INLINE Vec load_right(const float* p, bool masked, int64_t n) {
+  return masked ? Vec::load_n(p, n) : Vec::load(p);
+}
+MIAOBI_INLINE Vec load_right(const uint16_t* p, bool, int64_t) { return Vec::load_bf16(p); }
+
 // Rows x Vectors accumulators, one chain each. Vector v of the tile lies in panel v / 2. With kMasked the
 // last vector has only `tail` columns.
-template <int Rows, int Vectors, bool kMasked>
-void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const float* MIAOBI_RESTRICT b, int64_t b_panel,
+template <class Right, int Rows, int Vectors, bool kMasked>
+void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b, int64_t b_panel,
           int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
   Vec acc[Rows][Vectors];
   MIAOBI_UNROLL
@@ -26,17 +31,23 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const flo
     }
   }
   for (int64_t i = 0; i < k; ++i) {
-    Vec bv[Vectors];
-    MIAOBI_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      const float* p = b + (v / 2) * b_panel + (v % 2) * kW;
-      bv[v] = (kMasked && v == Vectors - 1) ? Vec::load_n(p, tail) : Vec::load(p);
-    }
-    MIAOBI_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      const Vec av = Vec::set1(a[r]);
+    const auto right = [&](int v) {
+      return load_right(b + (v / 2) * b_panel + (v % 2) * kW, kMasked && v == Vectors - 1, tail);
+    };
+    if constexpr (Rows == 1) {  // each vector is used once: no register need hold it
+      const Vec av = Vec::set1(a[0]);
       MIAOBI_UNROLL
-      for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(av, bv[v], acc[r][v]);
+      for (int v = 0; v < Vectors; ++v) acc[0][v] = fma(av, right(v), acc[0][v]);
+    } else {
+      Vec bv[Vectors];
+      MIAOBI_UNROLL
+      for (int v = 0; v < Vectors; ++v) bv[v] = right(v);
+      MIAOBI_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const Vec av = Vec::set1(a[r]);
+        MIAOBI_UNROLL
+        for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(av, bv[v], acc[r][v]);
+      }
     }
     a += a_stride;
     b += b_stride;
@@ -55,36 +66,40 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const flo
   }
 }
 
-using TileFn = void (*)(int64_t, const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t, bool, int64_t);
+template <class Right>
+using TileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, int64_t, float*, int64_t, bool, int64_t);
 
+template <class Right>
 struct TileSet {
-  TileFn full[2];    // one or two whole vectors
-  TileFn masked[2];  // the last of them cut
-  TileFn wide;       // several panels at once, so that few rows still fill the multiply-add pipelines; or null
-  int wide_panels;
+  TileFn<Right> full[2];    // one or two whole vectors
+  TileFn<Right> masked[2];  // the last of them cut
+  // Several panels at once, so that few rows still fill the multiply-add pipelines; or null.
+  TileFn<Right> two_panels, many;
+  int many_panels;
 };
 
 // Multiply-adds take about four cycles and two start in each, so eight chains must be under way: one row
 // takes four panels at once, two rows two.
-template <int Rows>
-constexpr TileSet make_tiles() {
-  TileSet t{{tile<Rows, 1, false>, tile<Rows, 2, false>}, {tile<Rows, 1, true>, tile<Rows, 2, true>}, nullptr, 1};
-  if constexpr (Rows == 1) {
-    t.wide = tile<1, 8, false>;
-    t.wide_panels = 4;
-  } else if constexpr (Rows <= 3 && Rows * 4 <= 2 * kMr) {
-    t.wide = tile<Rows, 4, false>;
-    t.wide_panels = 2;
-  }
+template <class Right, int Rows>
+constexpr TileSet<Right> make_tiles() {
+  TileSet<Right> t{{tile<Right, Rows, 1, false>, tile<Right, Rows, 2, false>},
+                   {tile<Right, Rows, 1, true>, tile<Right, Rows, 2, true>},
+                   nullptr,
+                   nullptr,
+                   1};
+  // Widening takes registers: six vectors leave enough of sixteen, where eight would put a chain in memory.
+  constexpr int kMany = sizeof(Right) == 2 && kW == 8 ? 6 : 8;
+  if constexpr (Rows == 1) t.many = tile<Right, Rows, kMany, false>, t.many_panels = kMany / 2;
+  if constexpr (Rows <= 3 && Rows * 4 <= 2 * kMr) t.two_panels = tile<Right, Rows, 4, false>;
   return t;
 }
 
-// CountTo<N>::kSets[r - 1] are the tiles of r rows, r = 1..N.
-template <int N, int... R>
-struct CountTo : CountTo<N - 1, N, R...> {};
-template <int... R>
-struct CountTo<0, R...> {
-  static constexpr TileSet kSets[sizeof...(R)] = {make_tiles<R>()...};
+// CountTo<Right, N>::kSets[r - 1] are the tiles of r rows, r = 1..N.
+template <class Right, int N, int... R>
+struct CountTo : CountTo<Right, N - 1, N, R...> {};
+template <class Right, int... R>
+struct CountTo<Right, 0, R...> {
+  static constexpr TileSet<Right> kSets[sizeof...(R)] = {make_tiles<Right, R>()...};
 };
 
 MIAOBI_INLINE Vec epilogue_one(Vec c, const Epilogue& e, const float* bias, const float* grad_of, const float* residual,
@@ -124,30 +139,50 @@ inline void apply_epilogue(const Epilogue& e, int64_t rows, int64_t col0, int64_
   }
 }
 
-inline void gemm_block(int64_t m, int64_t n, int64_t k, const Panels& a, const Panels& b, float* c, int64_t ldc,
-                       bool load_c, const Epilogue* epilogue) {
-  const TileSet* tiles = CountTo<kMr>::kSets;
+template <class Right>
+inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const Right* right, const Panels& b, float* c,
+                       int64_t ldc, bool load_c, const Epilogue* epilogue) {
+  const TileSet<Right>* tiles = CountTo<Right, kMr>::kSets;
+  const int64_t height = a.height > 0 ? a.height : kMr;
   for (int64_t j = 0; j < n;) {
-    const float* bp = b.data + (j / kNr) * b.panel_stride;
-    int64_t cols = n - j < kNr ? n - j : kNr;
-    for (int64_t i = 0; i < m; i += kMr) {
-      const int64_t rows = m - i < kMr ? m - i : kMr;
-      const TileSet& t = tiles[rows - 1];
-      const float* ap = a.data + (i / kMr) * a.panel_stride;
+    const Right* bp = right + (j / kNr) * b.panel_stride;
+    // Several panels only where the rows are all there are: they must suit every row.
+    const TileSet<Right>& only = tiles[(m < height ? m : height) - 1];
+    int64_t panels = 1;
+    if (m <= height && only.two_panels && n - j >= 2 * kNr) panels = 2;
+    if (m <= height && only.many && n - j >= only.many_panels * kNr) panels = only.many_panels;
+    const int64_t cols = n - j < panels * kNr ? n - j : panels * kNr;
+    for (int64_t i = 0; i < m; i += height) {
+      const int64_t rows = m - i < height ? m - i : height;
+      const TileSet<Right>& t = tiles[rows - 1];
+      const float* ap = a.data + (i / height) * a.panel_stride;
       float* cp = c + i * ldc + j;
-      // Only where these rows are all there are: the panels that a wide tile takes must suit every row.
-      if (t.wide && rows == m && n - j >= t.wide_panels * kNr) {
-        cols = t.wide_panels * kNr;
-        t.wide(k, ap, a.k_stride, bp, b.panel_stride, b.k_stride, cp, ldc, load_c, 0);
+      // The part of C that the next tile starts from and ends in would otherwise be waited for with empty pipelines.
+      for (int64_t r = i + rows; r < i + rows + height && r < m; ++r) {
+        for (int64_t v = 0; v < cols; v += kLine) MIAOBI_PREFETCH(c + r * ldc + j + v);
+      }
+      if (panels > 1) {
+        const TileFn<Right> f = panels == 2 ? t.two_panels : t.many;
+        f(k, ap, a.k_stride, bp, b.panel_stride, b.k_stride, cp, ldc, load_c, 0);
       } else {
         const int64_t vectors = (cols + kW - 1) / kW;
         const int64_t tail = cols - (vectors - 1) * kW;
-        const TileFn f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
+        const TileFn<Right> f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
         f(k, ap, a.k_stride, bp, b.panel_stride, b.k_stride, cp, ldc, load_c, tail);
       }
     }
     if (epilogue) apply_epilogue(*epilogue, m, j, cols, c + j, ldc);
     j += cols;
+  }
+}
+
+inline void gemm_block(int64_t m, int64_t n, int64_t k, const Panels& a, const Panels& b, float* c, int64_t ldc,
+                       bool load_c, const Epilogue* epilogue) {
+  if (m == 0) return;
+  if (b.bf16) {
+    gemm_tiles(m, n, k, a, b.bf16, b, c, ldc, load_c, epilogue);
+  } else {
+    gemm_tiles(m, n, k, a, b.data, b, c, ldc, load_c, epilogue);
   }
 }
 
@@ -207,6 +242,15 @@ MIAOBI_INLINE void transpose_rows(Source&& load, int64_t rows, int64_t cols, flo
 template <class F>
 inline void pack_row_major(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
                            float* dst, const F& f) {
+  if (panel == 1) {  // a row as it is
+    for (int64_t i = 0; i < count; ++i, dst += k) {
+      const float* src = x.data + (i0 + i) * x.stride + k0;
+      for_each_vec(
+          k, [&](int64_t c) { f(Vec::load(src + c), i0 + i, k0 + c, kW).store(dst + c); },
+          [&](int64_t c, int64_t n) { f(Vec::load_n(src + c, n), i0 + i, k0 + c, n).store_n(dst + c, n); });
+    }
+    return;
+  }
   for (int64_t p = 0; p < count; p += panel, dst += panel * k) {
     for (int64_t g = 0; g < panel; g += kW) {
       int64_t rows = panel - g < kW ? panel - g : kW;
@@ -229,23 +273,55 @@ inline void pack_row_major(const Operand& x, int64_t i0, int64_t count, int64_t 
   }
 }
 
-// Stored rows are the k of the operand: each is cut into panel-wide pieces.
+constexpr int64_t kRun = 8;
+
+// `rows` pieces of Vectors vectors each, from stored row `row` and column `col` on, to every `panel` floats at dst.
+template <int Vectors, class F>
+MIAOBI_INLINE void copy_pieces(const Operand& x, int64_t row, int64_t col, int64_t rows, int64_t panel, float* dst,
+                               const F& f) {
+  const float* src = x.data + row * x.stride + col;
+  for (int64_t r = 0; r < rows; ++r) {
+    MIAOBI_UNROLL
+    for (int v = 0; v < Vectors; ++v) f(Vec::load(src + v * kW), row + r, col + v * kW, kW).store(dst + v * kW);
+    if (Vectors > 1) MIAOBI_PREFETCH(src + kRun * x.stride);
+    src += x.stride;
+    dst += panel;
+  }
+}
+
+// Stored rows are the k of the operand: each is cut into panel-wide pieces. A few rows at a time, so that a panel
+// is written in runs of several lines while the rows that it is read from stay in L1.
 template <class F>
 inline void pack_column_major(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
                               float* dst, const F& f) {
-  for (int64_t r = 0; r < k; ++r) {
-    const float* src = x.data + (k0 + r) * x.stride + i0;
+  const int64_t vectors = (panel + kW - 1) / kW;
+  for (int64_t r0 = 0; r0 < k; r0 += kRun) {
+    const int64_t r1 = r0 + kRun < k ? r0 + kRun : k;
     for (int64_t p = 0; p < count; p += panel) {
+      int64_t r = r0;
       float* out = dst + p * k + r * panel;
-      const int64_t width = count - p < panel ? count - p : panel;
-      for (int64_t j = 0; j < width; j += kW) {
-        const int64_t n = width - j < kW ? width - j : kW;
-        const Vec v = f(n == kW ? Vec::load(src + p + j) : Vec::load_n(src + p + j, n), k0 + r, i0 + p + j, n);
-        // Lanes past the panel land on its next row, which comes later; the last row must not spill.
-        if (n == kW || (r + 1 < k && j + kW <= 2 * panel)) {
-          v.store(out + j);
+      // Whole vectors, where lanes past the panel can be read, and land on its next row, which comes later.
+      if (p + vectors * kW <= count && vectors * kW <= 2 * panel && vectors <= 2) {
+        const int64_t rows = (panel % kW == 0 || r1 < k ? r1 : r1 - 1) - r0;
+        if (vectors == 1) {
+          copy_pieces<1>(x, k0 + r, i0 + p, rows, panel, out, f);
         } else {
-          v.store_n(out + j, n);
+          copy_pieces<2>(x, k0 + r, i0 + p, rows, panel, out, f);
+        }
+        r += rows;
+        out += rows * panel;
+      }
+      const int64_t width = count - p < panel ? count - p : panel;
+      for (; r < r1; ++r, out += panel) {
+        const float* src = x.data + (k0 + r) * x.stride + i0 + p;
+        for (int64_t j = 0; j < width; j += kW) {
+          const int64_t n = width - j < kW ? width - j : kW;
+          const Vec v = f(n == kW ? Vec::load(src + j) : Vec::load_n(src + j, n), k0 + r, i0 + p + j, n);
+          if (n == kW) {
+            v.store(out + j);
+          } else {
+            v.store_n(out + j, n);
+          }
         }
       }
     }
@@ -270,6 +346,26 @@ inline void pack(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_
   } else {
     pack_with(x, i0, count, k0, k, panel, dst, Identity{});
   }
+}
+
+inline void widen(const uint16_t* x, int64_t n, float* y) {
+  for_each_vec(
+      n, [&](int64_t i) { Vec::load_bf16(x + i).store(y + i); },
+      [&](int64_t i, int64_t rest) {
+        uint16_t lanes[kW] = {};
+        for (int64_t j = 0; j < rest; ++j) lanes[j] = x[i + j];
+        Vec::load_bf16(lanes).store_n(y + i, rest);
+      });
+}
+
+inline void narrow(const float* x, int64_t n, uint16_t* y) {
+  for_each_vec(
+      n, [&](int64_t i) { store_bf16(Vec::load(x + i), y + i); },
+      [&](int64_t i, int64_t rest) {
+        uint16_t lanes[kW];
+        store_bf16(Vec::load_n(x + i, rest), lanes);
+        for (int64_t j = 0; j < rest; ++j) y[i + j] = lanes[j];
+      });
 }
 
 inline void transpose_matrix(const float* src, int64_t lds, int64_t rows, int64_t cols, float factor, float* dst,

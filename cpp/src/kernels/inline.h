@@ -6,9 +6,11 @@
 #define MIAOBI_INLINE __forceinline
 #define MIAOBI_RESTRICT __restrict
 #define MIAOBI_UNROLL
+#define MIAOBI_PREFETCH(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0)
 #else
 #define MIAOBI_INLINE inline __attribute__((always_inline))
 #define MIAOBI_RESTRICT __restrict__
+#define MIAOBI_PREFETCH(p) __builtin_prefetch(p)
 #if defined(__clang__)
 #define MIAOBI_UNROLL _Pragma("clang loop unroll(full)")
 #else

@@ -14,11 +14,14 @@
 namespace miaobi {
 
 // Where a packed or strided operand of gemm_block lies. Element (i, k) of the left one is
-// data[(i / mr) * panel_stride + k * k_stride + i % mr]; the right one likewise with nr.
+// data[(i / height) * panel_stride + k * k_stride + i % height], where height is at most mr; the right one likewise
+// with nr for height. A right operand may be kept as bfloat16: then `data` is not used, and `bf16` has whole panels.
 struct Panels {
   const float* data;
   int64_t panel_stride;
   int64_t k_stride;
+  int64_t height = 0;  // 0: mr; of the left operand alone
+  const uint16_t* bf16 = nullptr;
 };
 
 struct AdamWParams {
@@ -43,11 +46,18 @@ struct KernelTable {
   // C[m x n] = (load_c ? C : 0) + A B over k; then the epilogue where it is not null.
   void (*gemm_block)(int64_t m, int64_t n, int64_t k, const Panels& a, const Panels& b, float* c, int64_t ldc,
                      bool load_c, const Epilogue* epilogue);
+  // y[n] = (accumulate ? y : 0) + x[k] op(B); B is stored (K, N) where k_major, else (N, K), with rows ldb apart; k >
+  // 0.
+  void (*gemv)(int64_t n, int64_t k, const float* x, const float* b, int64_t ldb, bool k_major, float* y,
+               bool accumulate);
   // The epilogue alone, on `rows` x `cols` elements of C.
   void (*epilogue)(const Epilogue& e, int64_t rows, int64_t cols, float* c, int64_t ldc);
   // Packs op(X)[i0 .. i0+count) x [k0 .. k0+k) into panels of `panel` (mr or nr) at dst: element (i, k) at
   // dst[(i / panel) * panel * k_count + k * panel + i % panel]. dst has room for whole panels + width.
   void (*pack)(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* dst);
+  // bfloat16 to float32 and back, ties to even.
+  void (*widen)(const uint16_t* x, int64_t n, float* y);
+  void (*narrow)(const float* x, int64_t n, uint16_t* y);
   // dst[c * ldd + r] = scale * src[r * lds + c]. dst rows have room for rows rounded up to width.
   void (*transpose)(const float* src, int64_t lds, int64_t rows, int64_t cols, float scale, float* dst, int64_t ldd);
 

@@ -6,6 +6,9 @@
 
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
+constexpr int kW = Vec::kWidth;
+constexpr int kLine = 16;  // floats in a cache line
+
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln2 / 2. The polynomial is the Taylor series with its
 // last terms refitted (as in Cephes expf); 2^n is applied in two factors so that results down to the
 // denormals and up to the largest float come out. At most 2 ulp; exp(-inf) = 0, exp(inf) = inf, NaN stays.

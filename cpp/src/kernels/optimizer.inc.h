@@ -27,11 +27,11 @@ inline void adamw(const AdamWParams& p, int64_t n, const float* grad, float* val
 
 // float squares in short runs, double between them: a gradient of 10^8 elements loses no digits.
 inline double sum_squares(const float* x, int64_t n) {
-  constexpr int64_t kRun = 1024;
+  constexpr int64_t kSpan = 1024;
   double total = 0;
-  for (int64_t i = 0; i < n; i += kRun) {
+  for (int64_t i = 0; i < n; i += kSpan) {
     const float* p = x + i;
-    total += sum_over(n - i < kRun ? n - i : kRun, [&](int64_t j, int64_t k) {
+    total += sum_over(n - i < kSpan ? n - i : kSpan, [&](int64_t j, int64_t k) {
       const Vec g = get(p + j, k);
       return g * g;
     });

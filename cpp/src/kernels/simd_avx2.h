@@ -23,6 +23,10 @@ struct Vec {
   static MIAOBI_INLINE Vec set1(float x) { return {_mm256_set1_ps(x)}; }
   static MIAOBI_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static MIAOBI_INLINE Vec load_n(const float* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  static MIAOBI_INLINE Vec load_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+  }
   MIAOBI_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   // Not vmaskmovps: its store form is microcoded on AMD before Zen 4.
   MIAOBI_INLINE void store_n(float* p, int64_t n) const {
@@ -60,6 +64,11 @@ MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   const __m256i r = _mm256_blendv_epi8(up, quiet, nan);
   return {_mm256_castsi256_ps(_mm256_and_si256(r, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
 }
+MIAOBI_INLINE void store_bf16(Vec a, uint16_t* p) {
+  const __m256i u = _mm256_srli_epi32(_mm256_castps_si256(round_to_bf16(a).v), 16);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1)));
+}
 MIAOBI_INLINE float reduce_add(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -91,6 +100,24 @@ MIAOBI_INLINE void transpose(Vec (&r)[8]) {
     r[i].v = _mm256_permute2f128_ps(s[i], s[i + 4], 0x20);
     r[i + 4].v = _mm256_permute2f128_ps(s[i], s[i + 4], 0x31);
   }
+}
+// r[c] = column c of the 8 x 4 block at p: upper halves come in through the load ports, the rest is shuffles within
+// 128 bits.
+MIAOBI_INLINE void load_columns(const float* p, int64_t stride, Vec (&r)[4]) {
+  __m256 a[4], t[4];
+  MIAOBI_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const float* q = p + i * stride;
+    a[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(q)), _mm_loadu_ps(q + 4 * stride), 1);
+  }
+  t[0] = _mm256_unpacklo_ps(a[0], a[1]);
+  t[1] = _mm256_unpackhi_ps(a[0], a[1]);
+  t[2] = _mm256_unpacklo_ps(a[2], a[3]);
+  t[3] = _mm256_unpackhi_ps(a[2], a[3]);
+  r[0].v = _mm256_shuffle_ps(t[0], t[2], 0x44);
+  r[1].v = _mm256_shuffle_ps(t[0], t[2], 0xee);
+  r[2].v = _mm256_shuffle_ps(t[1], t[3], 0x44);
+  r[3].v = _mm256_shuffle_ps(t[1], t[3], 0xee);
 }
 
 }  // namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE

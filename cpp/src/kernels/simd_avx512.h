@@ -20,6 +20,10 @@ struct Vec {
   static MIAOBI_INLINE Vec set1(float x) { return {_mm512_set1_ps(x)}; }
   static MIAOBI_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static MIAOBI_INLINE Vec load_n(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  static MIAOBI_INLINE Vec load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+  }
   MIAOBI_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   MIAOBI_INLINE void store_n(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
 };
@@ -50,6 +54,10 @@ MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x00400000));
   const __m512i r = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), up, quiet);
   return {_mm512_castsi512_ps(_mm512_and_si512(r, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+MIAOBI_INLINE void store_bf16(Vec a, uint16_t* p) {
+  const __m512i u = _mm512_srli_epi32(_mm512_castps_si512(round_to_bf16(a).v), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(u));
 }
 // Halves are added first, so that a sum over eight lanes has AVX2's order below that.
 MIAOBI_INLINE float reduce_add(Vec a) {
@@ -93,6 +101,27 @@ MIAOBI_INLINE void transpose(Vec (&r)[16]) {
     r[8 + c].v = _mm512_shuffle_f32x4(hi01, hi23, 0x88);
     r[12 + c].v = _mm512_shuffle_f32x4(hi01, hi23, 0xdd);
   }
+}
+// r[c] = column c of the 16 x 4 block at p: quarters come in through the load ports, the rest is shuffles within
+// 128 bits.
+MIAOBI_INLINE void load_columns(const float* p, int64_t stride, Vec (&r)[4]) {
+  __m512 a[4], t[4];
+  MIAOBI_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const float* q = p + i * stride;
+    a[i] = _mm512_castps128_ps512(_mm_loadu_ps(q));
+    a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(q + 4 * stride), 1);
+    a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(q + 8 * stride), 2);
+    a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(q + 12 * stride), 3);
+  }
+  t[0] = _mm512_unpacklo_ps(a[0], a[1]);
+  t[1] = _mm512_unpackhi_ps(a[0], a[1]);
+  t[2] = _mm512_unpacklo_ps(a[2], a[3]);
+  t[3] = _mm512_unpackhi_ps(a[2], a[3]);
+  r[0].v = _mm512_shuffle_ps(t[0], t[2], 0x44);
+  r[1].v = _mm512_shuffle_ps(t[0], t[2], 0xee);
+  r[2].v = _mm512_shuffle_ps(t[1], t[3], 0x44);
+  r[3].v = _mm512_shuffle_ps(t[1], t[3], 0xee);
 }
 
 }  // namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE

@@ -23,6 +23,14 @@ struct Vec {
     for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
     return r;
   }
+  static MIAOBI_INLINE Vec load_bf16(const uint16_t* p) {
+    Vec r;
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t u = static_cast<uint32_t>(p[i]) << 16;
+      std::memcpy(&r.v[i], &u, 4);
+    }
+    return r;
+  }
   MIAOBI_INLINE void store(float* p) const {
     for (int i = 0; i < 4; ++i) p[i] = v[i];
   }
@@ -72,6 +80,14 @@ MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   }
   return r;
 }
+MIAOBI_INLINE void store_bf16(Vec a, uint16_t* p) {
+  const Vec r = round_to_bf16(a);
+  for (int i = 0; i < Vec::kWidth; ++i) {
+    uint32_t u;
+    std::memcpy(&u, &r.v[i], 4);
+    p[i] = static_cast<uint16_t>(u >> 16);
+  }
+}
 MIAOBI_INLINE float reduce_add(Vec a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
 MIAOBI_INLINE float reduce_max(Vec a) {
   const float x = a.v[0] > a.v[1] ? a.v[0] : a.v[1];
@@ -88,5 +104,11 @@ MIAOBI_INLINE void transpose(Vec (&r)[4]) {
   }
 }
 #undef MIAOBI_LANES
+// r[c] = column c of the 4 x 4 block at p.
+MIAOBI_INLINE void load_columns(const float* p, int64_t stride, Vec (&r)[4]) {
+  MIAOBI_UNROLL
+  for (int i = 0; i < 4; ++i) r[i] = Vec::load(p + i * stride);
+  transpose(r);
+}
 
 }  // namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE

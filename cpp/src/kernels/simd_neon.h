@@ -23,6 +23,9 @@ struct Vec {
     for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
     return {vld1q_f32(lanes)};
   }
+  static MIAOBI_INLINE Vec load_bf16(const uint16_t* p) {
+    return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))};
+  }
   MIAOBI_INLINE void store(float* p) const { vst1q_f32(p, v); }
   MIAOBI_INLINE void store_n(float* p, int64_t n) const {
     float lanes[4];
@@ -56,6 +59,9 @@ MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   const uint32x4_t r = vbslq_u32(vceqq_f32(a.v, a.v), up, quiet);
   return {vreinterpretq_f32_u32(vandq_u32(r, vdupq_n_u32(0xffff0000u)))};
 }
+MIAOBI_INLINE void store_bf16(Vec a, uint16_t* p) {
+  vst1_u16(p, vshrn_n_u32(vreinterpretq_u32_f32(round_to_bf16(a).v), 16));
+}
 MIAOBI_INLINE float reduce_add(Vec a) { return vaddvq_f32(a.v); }
 MIAOBI_INLINE float reduce_max(Vec a) { return vmaxvq_f32(a.v); }
 MIAOBI_INLINE void transpose(Vec (&r)[4]) {
@@ -65,6 +71,12 @@ MIAOBI_INLINE void transpose(Vec (&r)[4]) {
   r[1].v = vcombine_f32(vget_low_f32(p.val[1]), vget_low_f32(q.val[1]));
   r[2].v = vcombine_f32(vget_high_f32(p.val[0]), vget_high_f32(q.val[0]));
   r[3].v = vcombine_f32(vget_high_f32(p.val[1]), vget_high_f32(q.val[1]));
+}
+// r[c] = column c of the 4 x 4 block at p.
+MIAOBI_INLINE void load_columns(const float* p, int64_t stride, Vec (&r)[4]) {
+  MIAOBI_UNROLL
+  for (int i = 0; i < 4; ++i) r[i] = Vec::load(p + i * stride);
+  transpose(r);
 }
 
 }  // namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE

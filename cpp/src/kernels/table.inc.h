@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/gemm.inc.h"
+#include "kernels/gemv.inc.h"
 #include "kernels/kernel_table.h"
 #include "kernels/math.inc.h"
 #include "kernels/norm.inc.h"
@@ -25,8 +26,11 @@ const KernelTable kTable = {
     .mr = kMr,
     .nr = kNr,
     .gemm_block = gemm_block,
+    .gemv = gemv,
     .epilogue = epilogue_block,
     .pack = pack,
+    .widen = widen,
+    .narrow = narrow,
     .transpose = transpose_matrix,
     .layer_norm_stats = layer_norm_stats,
     .layer_norm_apply = layer_norm_apply,

@@ -135,6 +135,7 @@ void GPT::token_losses(const int32_t* ids, const int32_t* targets, const int64_t
 }
 
 void GPT::head_backward(float scale, float* losses) {
+  unpack();  // an optimizer is about to change the weights
   const Workspace::Mark mark(workspace_);
   const Mat g = workspace_.mat(hidden_.rows, hidden_.cols);
   const LmHeadGradients gradients{scale, g, head_->grad_mat()};
@@ -185,8 +186,23 @@ void GPT::forward_cached(KVCache& cache, const int64_t* cached, const int32_t* i
     std::memcpy(last.row(s), x.row(offsets[s + 1] - 1), static_cast<size_t>(config_.n_embd) * sizeof(float));
   }
   final_norm_->infer(last, last, workspace);
-  gemm(sequences, config_.vocab_size, config_.n_embd, left_operand(last), right_operand(head(), true), logits.data,
-       logits.stride);
+  if (is_packed()) {
+    gemm(sequences, left_operand(last), packed_head_, logits.data, logits.stride);
+  } else {
+    gemm(sequences, config_.vocab_size, config_.n_embd, left_operand(last), right_operand(head(), true), logits.data,
+         logits.stride);
+  }
+}
+
+void GPT::pack(WeightType type) {
+  for (const auto& block : blocks_) block->pack(type);
+  packed_head_ = PackedMatrix(right_operand(head(), true), config_.vocab_size, config_.n_embd, type);
+}
+
+void GPT::unpack() {
+  if (!is_packed()) return;
+  for (const auto& block : blocks_) block->unpack();
+  packed_head_ = PackedMatrix();
 }
 
 }  // namespace miaobi

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/dispatch.h"
@@ -19,13 +20,18 @@ constexpr int64_t kQueries = 32;  // a tile of queries; a multiple of every vect
 constexpr int64_t blocks_for(int64_t tokens) { return (tokens + kB - 1) / kB; }
 }  // namespace
 
-KVCache::KVCache(int64_t layers, int64_t heads, int64_t head_size, int64_t capacity)
+KVCache::KVCache(int64_t layers, int64_t heads, int64_t head_size, int64_t capacity, WeightType type)
     : layers_(layers), heads_(heads), head_size_(head_size) {
   MIAOBI_CHECK(layers > 0 && heads > 0 && head_size > 0 && capacity > 0,
                "[kv_cache] expected positive layers, heads, head size and capacity, got ", layers, ", ", heads, ", ",
                head_size, ", ", capacity);
   const int64_t blocks = blocks_for(capacity);
-  storage_ = Buffer<float>(blocks * layers * heads * 2 * kB * head_size);
+  const int64_t size = blocks * layers * heads * 2 * kB * head_size;
+  if (type == WeightType::kBf16) {
+    bf16_storage_ = Buffer<uint16_t>(size);
+  } else {
+    storage_ = Buffer<float>(size);
+  }
   references_.assign(static_cast<size_t>(blocks), 0);
   free_.resize(static_cast<size_t>(blocks));
   for (int64_t i = 0; i < blocks; ++i) free_[static_cast<size_t>(i)] = static_cast<int32_t>(blocks - 1 - i);
@@ -36,13 +42,6 @@ const KVCache::Sequence& KVCache::at(int64_t sequence) const {
                    sequences_[static_cast<size_t>(sequence)].live,
                "[kv_cache] there is no sequence ", sequence);
   return sequences_[static_cast<size_t>(sequence)];
-}
-
-float* KVCache::keys(int32_t block, int64_t layer, int64_t head) const {
-  return storage_.data() + ((block * layers_ + layer) * heads_ + head) * 2 * kB * head_size_;
-}
-float* KVCache::values(int32_t block, int64_t layer, int64_t head) const {
-  return keys(block, layer, head) + kB * head_size_;
 }
 
 int32_t KVCache::take_block() {
@@ -126,13 +125,33 @@ void KVCache::extend(const int64_t* sequences, const RaggedBatch& batch) {
     const int64_t rows = batch.offsets[i + 1] - batch.offsets[i];
     if (rows > 0 && shared_tail(s)) {
       const int32_t copy = take_block();
-      std::memcpy(keys(copy, 0, 0), keys(s.blocks.back(), 0, 0),
-                  static_cast<size_t>(layers_ * heads_ * 2 * kB * head_size_) * sizeof(float));
+      const auto copy_block = [&](auto& storage) {
+        std::copy_n(storage.data() + place(s.blocks.back(), 0, 0), place(1, 0, 0), storage.data() + place(copy, 0, 0));
+      };
+      if (storage_.size() > 0) {
+        copy_block(storage_);
+      } else {
+        copy_block(bf16_storage_);
+      }
       release_block(s.blocks.back());
       s.blocks.back() = copy;
     }
     s.length += rows;
     while (static_cast<int64_t>(s.blocks.size()) < blocks_for(s.length)) s.blocks.push_back(take_block());
+  }
+}
+
+template <class T>
+void KVCache::write_row(T* storage, const float* key, const float* value, int64_t slot) const {
+  const KernelTable& table = kernels_in_use();
+  T* kt = storage + slot;
+  T* v = storage + (kB + slot) * head_size_;
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t d = 0; d < head_size_; ++d) kt[d * kB] = key[d];
+    std::copy_n(value, head_size_, v);
+  } else {
+    table.narrow(value, head_size_, v);
+    for (int64_t d = 0; d < head_size_; ++d) table.narrow(key + d, 1, kt + d * kB);
   }
 }
 
@@ -145,11 +164,12 @@ void KVCache::write(int64_t layer, const Step& step, ConstMat k, ConstMat v) {
       const int32_t block = s.blocks[static_cast<size_t>(position / kB)];
       const int64_t slot = position % kB;
       for (int64_t h = 0; h < heads_; ++h) {
-        const float* key = k.row(r) + h * head_size_;
-        float* kt = keys(block, layer, h) + slot;
-        for (int64_t d = 0; d < head_size_; ++d) kt[d * kB] = key[d];
-        std::memcpy(values(block, layer, h) + slot * head_size_, v.row(r) + h * head_size_,
-                    static_cast<size_t>(head_size_) * sizeof(float));
+        const float *key = k.row(r) + h * head_size_, *value = v.row(r) + h * head_size_;
+        if (storage_.size() > 0) {
+          write_row(storage_.data() + place(block, layer, h), key, value, slot);
+        } else {
+          write_row(bf16_storage_.data() + place(block, layer, h), key, value, slot);
+        }
       }
     }
   }
@@ -167,6 +187,7 @@ void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_
   float* row_max = scores + kQueries * kB;
   float* row_sum = row_max + kQueries;
   float* alpha = row_sum + kQueries;
+  float* wide = alpha + kQueries;  // keys and values of a block in float32
 
   for (int64_t q0 = 0; q0 < q.rows; q0 += kQueries) {
     const int64_t queries = std::min(kQueries, q.rows - q0);
@@ -182,8 +203,12 @@ void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_
     for (int64_t k0 = 0; k0 < visible; k0 += kB) {
       const int64_t key_count = std::min(kB, visible - k0);
       const int32_t block = s.blocks[static_cast<size_t>(k0 / kB)];
-      const float* kt = keys(block, layer, head);
-      const float* v = values(block, layer, head);
+      const float* kt = storage_.data() + place(block, layer, head);
+      if (storage_.size() == 0) {
+        table.widen(bf16_storage_.data() + place(block, layer, head), 2 * kB * d, wide);
+        kt = wide;
+      }
+      const float* v = kt + kB * d;
       if (queries == 1) {
         table.gemm_block(1, key_count, d, {qt, table.mr, 1}, {kt, table.nr, kB}, scores, kB, false, nullptr);
         table.attention_softmax_row(scores, key_count, row_max, row_sum, alpha);
@@ -207,7 +232,8 @@ void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_
 }
 
 void KVCache::attend(int64_t layer, const Step& step, ConstMat q, Mat o) const {
-  const LoopScratch scratch(Scratch::kAttention, kQueries * (head_size_ + kB + 3));
+  const int64_t wide = storage_.size() > 0 ? 0 : 2 * kB * head_size_;
+  const LoopScratch scratch(Scratch::kAttention, kQueries * (head_size_ + kB + 3) + wide);
   parallel_for_slots(step.batch.sequences * heads_, scratch.slots, [&](int64_t task, int slot) {
     const int64_t i = task / heads_, h = task % heads_;
     const int64_t begin = step.batch.offsets[i], rows = step.batch.offsets[i + 1] - begin;

@@ -77,7 +77,11 @@ void FusedLayerNormLinear::forward(ConstMat x, const RaggedBatch&, Mat y, Worksp
 void FusedLayerNormLinear::infer(ConstMat x, Mat y, Workspace& workspace) const {
   const Workspace::Mark mark(workspace);
   const LayerNormView ln = view(workspace.floats(x.rows), workspace.floats(x.rows));
-  layer_norm_linear_forward(x, ln, eps_, weight_->value_mat(), bias_->value, y);
+  if (packed_.n() > 0) {
+    layer_norm_linear_forward(x, ln, eps_, packed_, bias_->value, y);
+  } else {
+    layer_norm_linear_forward(x, ln, eps_, weight_->value_mat(), bias_->value, y);
+  }
 }
 
 void FusedLayerNormLinear::backward(ConstMat dy, Mat dx, Workspace& workspace) {
@@ -104,11 +108,15 @@ void FusedActivationLinear::forward(ConstMat x, const RaggedBatch&, Mat y, Works
 
 void FusedActivationLinear::forward_add(ConstMat x, ConstMat residual, Mat y) {
   x_ = x;
-  infer(x, residual, y);
+  activation_linear_forward(kind_, x, weight_->value_mat(), bias_->value, y, residual);
 }
 
 void FusedActivationLinear::infer(ConstMat x, ConstMat residual, Mat y) const {
-  activation_linear_forward(kind_, x, weight_->value_mat(), bias_->value, y, residual);
+  if (packed_.n() > 0) {
+    activation_linear_forward(kind_, x, packed_, bias_->value, y, residual);
+  } else {
+    activation_linear_forward(kind_, x, weight_->value_mat(), bias_->value, y, residual);
+  }
 }
 
 void FusedActivationLinear::backward(ConstMat dy, Mat dx, Workspace&) {

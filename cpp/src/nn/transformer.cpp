@@ -97,6 +97,18 @@ void SelfAttention::forward_cached(ConstMat x, KVCache& cache, const KVCache::St
   output_.infer(o, norm_qkv_ ? x : ConstMat{}, y);
 }
 
+void SelfAttention::pack(WeightType type) {
+  if (norm_qkv_) norm_qkv_->pack(type);
+  if (plain_qkv_) plain_qkv_->pack(type);
+  output_.pack(type);
+}
+
+void SelfAttention::unpack() {
+  if (norm_qkv_) norm_qkv_->unpack();
+  if (plain_qkv_) plain_qkv_->unpack();
+  output_.unpack();
+}
+
 FeedForward::FeedForward(ParameterArena& arena, int64_t dim, int64_t hidden_dim, Activation activation, float eps,
                          const Names& names)
     : norm_hidden_(with_norm(arena, dim, hidden_dim, eps, names, names.w1, names.b1)),
@@ -142,6 +154,18 @@ void FeedForward::infer(ConstMat x, Mat y, Workspace& workspace) const {
   output_.infer(hidden, norm_hidden_ ? x : ConstMat{}, y);
 }
 
+void FeedForward::pack(WeightType type) {
+  if (norm_hidden_) norm_hidden_->pack(type);
+  if (plain_hidden_) plain_hidden_->pack(type);
+  output_.pack(type);
+}
+
+void FeedForward::unpack() {
+  if (norm_hidden_) norm_hidden_->unpack();
+  if (plain_hidden_) plain_hidden_->unpack();
+  output_.unpack();
+}
+
 TransformerBlock::TransformerBlock(ParameterArena& arena, int64_t dim, int64_t hidden_dim, int64_t heads,
                                    Activation activation, float eps, const std::string& prefix)
     : attention_(arena, dim, heads, eps,
@@ -173,6 +197,16 @@ void TransformerBlock::forward_cached(ConstMat x, KVCache& cache, const KVCache:
   const Mat middle = workspace.mat(x.rows, x.cols);
   attention_.forward_cached(x, cache, step, layer, middle, workspace);
   feed_forward_.infer(middle, y, workspace);
+}
+
+void TransformerBlock::pack(WeightType type) {
+  attention_.pack(type);
+  feed_forward_.pack(type);
+}
+
+void TransformerBlock::unpack() {
+  attention_.unpack();
+  feed_forward_.unpack();
 }
 
 }  // namespace miaobi

@@ -3,17 +3,24 @@
 #include "miaobi/linear.h"
 
 #include "miaobi/elementwise.h"
-#include "miaobi/gemm.h"
 #include "miaobi/layer_norm.h"
 #include "ops/split.h"
 
 namespace miaobi {
 namespace {
 
-void check_forward(const char* op, ConstMat x, ConstMat w, ConstMat y, ConstMat residual) {
-  MIAOBI_CHECK(x.cols == w.rows, "[", op, "] expected x with ", w.rows, " columns (the rows of weight), got ", x.cols);
-  MIAOBI_CHECK(y.rows == x.rows && y.cols == w.cols, "[", op, "] expected y (", x.rows, ", ", w.cols, "), got (",
-               y.rows, ", ", y.cols, ")");
+// in and out of a weight, stored or packed.
+int64_t in_dim(ConstMat w) { return w.rows; }
+int64_t out_dim(ConstMat w) { return w.cols; }
+int64_t in_dim(const PackedMatrix& w) { return w.k(); }
+int64_t out_dim(const PackedMatrix& w) { return w.n(); }
+
+template <class Weight>
+void check_forward(const char* op, ConstMat x, const Weight& w, ConstMat y, ConstMat residual) {
+  MIAOBI_CHECK(x.cols == in_dim(w), "[", op, "] expected x with ", in_dim(w), " columns (the rows of weight), got ",
+               x.cols);
+  MIAOBI_CHECK(y.rows == x.rows && y.cols == out_dim(w), "[", op, "] expected y (", x.rows, ", ", out_dim(w),
+               "), got (", y.rows, ", ", y.cols, ")");
   if (residual.data != nullptr) check_same_shape(op, "residual", residual, "y", y);
 }
 
@@ -24,7 +31,15 @@ void check_backward(const char* op, ConstMat dy, ConstMat x, ConstMat w, ConstMa
   if (dw.data != nullptr) check_same_shape(op, "dw", dw, "weight", w);
 }
 
-void forward(const Operand& x, int64_t rows, ConstMat w, const float* b, Mat y, ConstMat residual) {
+void product(int64_t rows, const Operand& x, ConstMat w, Mat y, bool accumulate, const Epilogue& epilogue) {
+  gemm(rows, w.cols, w.rows, x, right_operand(w), y.data, y.stride, accumulate, epilogue);
+}
+void product(int64_t rows, const Operand& x, const PackedMatrix& w, Mat y, bool accumulate, const Epilogue& epilogue) {
+  gemm(rows, x, w, y.data, y.stride, accumulate, epilogue);
+}
+
+template <class Weight>
+void forward(const Operand& x, int64_t rows, const Weight& w, const float* b, Mat y, ConstMat residual) {
   Epilogue epilogue;
   epilogue.bias = b;
   // The product overwrites Y before an epilogue can read it: a residual that lies there is what the sums start from.
@@ -33,7 +48,7 @@ void forward(const Operand& x, int64_t rows, ConstMat w, const float* b, Mat y, 
     epilogue.residual = residual.data;
     epilogue.residual_stride = residual.stride;
   }
-  gemm(rows, w.cols, w.rows, x, right_operand(w), y.data, y.stride, in_place, epilogue);
+  product(rows, x, w, y, in_place, epilogue);
 }
 
 // dW += f(X)^T dY and db; `x` is the stored X with its transform.
@@ -55,6 +70,13 @@ Operand with_layer_norm(ConstMat x, const LayerNormView& ln) {
   return a;
 }
 
+template <class Weight>
+void norm_forward(ConstMat x, const LayerNormView& ln, float eps, const Weight& w, const float* b, Mat y) {
+  check_forward("layer_norm_linear", x, w, y, {});
+  layer_norm_statistics(x, eps, ln.mean, ln.rstd);
+  forward(with_layer_norm(x, ln), x.rows, w, b, y, {});
+}
+
 Operand with_activation(ConstMat x, Activation kind) {
   Operand a = left_operand(x);
   a.transform = kind == Activation::kGelu   ? Transform::kGelu
@@ -74,9 +96,12 @@ void linear_backward(ConstMat dy, ConstMat x, ConstMat w, Mat dx, Mat dw_add, fl
 }
 
 void layer_norm_linear_forward(ConstMat x, const LayerNormView& ln, float eps, ConstMat w, const float* b, Mat y) {
-  check_forward("layer_norm_linear", x, w, y, {});
-  layer_norm_statistics(x, eps, ln.mean, ln.rstd);
-  forward(with_layer_norm(x, ln), x.rows, w, b, y, {});
+  norm_forward(x, ln, eps, w, b, y);
+}
+
+void layer_norm_linear_forward(ConstMat x, const LayerNormView& ln, float eps, const PackedMatrix& w, const float* b,
+                               Mat y) {
+  norm_forward(x, ln, eps, w, b, y);
 }
 
 void layer_norm_linear_backward(ConstMat dy, ConstMat x, const LayerNormView& ln, ConstMat w, Mat dx,
@@ -92,6 +117,12 @@ void layer_norm_linear_backward(ConstMat dy, ConstMat x, const LayerNormView& ln
 }
 
 void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual) {
+  check_forward("linear", x, w, y, residual);
+  forward(with_activation(x, kind), x.rows, w, b, y, residual);
+}
+
+void activation_linear_forward(Activation kind, ConstMat x, const PackedMatrix& w, const float* b, Mat y,
+                               ConstMat residual) {
   check_forward("linear", x, w, y, residual);
   forward(with_activation(x, kind), x.rows, w, b, y, residual);
 }
