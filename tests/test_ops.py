@@ -64,6 +64,22 @@ def test_matmul_takes_what_a_numpy_user_passes() -> None:
     np.testing.assert_array_equal(ops.matmul([[True, False]], [[2], [3]]), [[2]])
 
 
+def test_matmul_into_an_array() -> None:
+    a, b = random(6, 4), random(4, 9, seed=1)
+    out = np.full((6, 9), np.nan, np.float32)
+    got = ops.matmul(a, b, out=out)
+    assert np.shares_memory(got, out)
+    oracle.assert_same_bits(out, ops.matmul(a, b))
+    square = random(4, 4)
+    frozen = np.zeros((4, 4), np.float32)
+    frozen.flags.writeable = False
+    for wrong in (random(6, 8), random(9, 6).T, np.zeros((6, 9)), square, frozen):
+        before = wrong.copy()
+        with pytest.raises(ValueError, match="expected out"):
+            ops.matmul(square, square, out=wrong)
+        np.testing.assert_array_equal(wrong, before)
+
+
 def test_matmul_passes_nan_and_infinity_on() -> None:
     a = np.ones((2, 3), np.float32)
     a[0, 1], a[1, 1] = np.nan, np.inf
