@@ -140,6 +140,15 @@ void register_ops(py::module_& m) {
       },
       "x"_a.noconvert(), "GELU, tanh form, of any shape.");
   m.def(
+      "gelu_backward",
+      [](const FloatArray& dy, const FloatArray& x) {
+        MIAOBI_CHECK(dy.size() == x.size(), "[gelu] expected dy with ", x.size(), " elements, got ", dy.size());
+        return elementwise(x, [&](const float* in, int64_t n, float* dx) {
+          activation_backward(Activation::kGelu, in, dy.data(), n, dx);
+        });
+      },
+      "dy"_a.noconvert(), "x"_a.noconvert(), "dy gelu'(x), of any shape.");
+  m.def(
       "exp", [](const FloatArray& x) { return elementwise(x, exp_forward); }, "x"_a.noconvert(),
       "exp of any shape, within 2 ulp.");
   m.def(

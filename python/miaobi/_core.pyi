@@ -33,6 +33,7 @@ __all__: list[str] = [
     "fused_gelu_linear",
     "fused_layer_norm_linear",
     "gelu",
+    "gelu_backward",
     "get_backend",
     "get_matmul_precision",
     "get_num_threads",
@@ -453,6 +454,13 @@ def fused_layer_norm_linear(
 def gelu(x: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
     """
     GELU, tanh form, of any shape.
+    """
+
+def gelu_backward(
+    dy: numpy.typing.NDArray[numpy.float32], x: numpy.typing.NDArray[numpy.float32]
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    dy gelu'(x), of any shape.
     """
 
 def get_backend() -> str:
