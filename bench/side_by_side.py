@@ -116,7 +116,7 @@ def alternate(sides: Mapping[str, Run], seconds: float) -> dict[str, Samples]:
     """Times of the sides, in turns, for about `seconds` together.
 
     Each is called once before, and once more untimed in each of its turns. At least 20 samples, unless those would
-    take more than three times the time; then at least 5.
+    take more than twice the time; then at least 5.
     """
     repeats: dict[str, int] = {}
     for name, run in sides.items():
@@ -130,7 +130,7 @@ def alternate(sides: Mapping[str, Run], seconds: float) -> dict[str, Samples]:
     begin = time.perf_counter()
     for done in range(1_000_000):
         spent = time.perf_counter() - begin
-        if (done >= MIN_SAMPLES and spent >= seconds) or (done >= FEWEST_SAMPLES and spent >= 3 * seconds):
+        if (done >= MIN_SAMPLES and spent >= seconds) or (done >= FEWEST_SAMPLES and spent >= 2 * seconds):
             break
         for turn in range(len(order)):
             name = order[(done + turn) % len(order)]  # each follows each other one, and none is always the last

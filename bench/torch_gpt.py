@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """GPT-2 with tied embeddings; forward gives the mean loss."""
+    """GPT-2 with tied embeddings."""
 
     def __init__(self, model: miaobi.GPT) -> None:
         super().__init__()
@@ -54,11 +54,16 @@ class TorchGPT(nn.Module):
                 linear = name.endswith("weight") and ("attn." in name or "mlp." in name)
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(value.T if linear else value)))
 
-    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) ids -> (B, T, V)."""
         x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
         for block in self.h:
             x = block(x)
-        logits = F.linear(self.ln_f(x), self.wte.weight)
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss."""
+        logits = self.logits(ids)
         return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.view(-1))
 
 
