@@ -1,146 +1,197 @@
 # SPDX-License-Identifier: MIT
-"""Training speed side by side with PyTorch: same model, batch, loss, clipping and AdamW, alternated in one process.
+"""Training speed side by side with PyTorch: same weights, batch, clipping and AdamW, alternated in one process.
 
-    python bench/compare_train.py [--preset nano|small] [--threads 2] [--seconds 30]
+    python bench/compare_train.py [--presets nano small base] [--threads 2] [--seconds 300] [--json FILE]
 
-Needs PyTorch and transformers. The peer is transformers' GPT-2 in eager float32 with its fastest attention (sdpa).
-Before timing, both start from the same weights and must give the same loss. Prints medians, spread and the ratio; the
-last line is JSON.
+The peer is a GPT-2 written for speed (torch_gpt.py), eager and compiled, in float32 and under bf16 autocast; ours runs
+in float32 and with bf16 matrix products. All sides must give the same first loss. A side that is more than three times
+as slow as another of PyTorch's (bf16 without instructions for it) is left out, with a note. Memory is the peak of a
+process of its own for each side: three steps, and how much of it was there before the model. Needs PyTorch, a C++
+compiler for torch.compile, and threadpoolctl.
 """
 
 from __future__ import annotations
 
-import argparse
+import gc
 import json
-import statistics
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-import transformers
+import side_by_side as sbs
+
+import numpy as np  # isort: skip
 
 import miaobi
-from miaobi.presets import PRESETS
 
-VOCAB_SIZE = 8000
 SEED = 1
+LEARNING_RATE = 1e-4
+SIDES = ("miaobi", "miaobi bf16", "torch eager", "torch compile", "torch eager bf16", "torch compile bf16")
+LOSS_TOLERANCE = {False: 1e-4, True: 0.05}  # a bf16 number has 8 bits
+MEMORY_STEPS = 3
+HOPELESS = 3.0  # times the time of another side: left out, with a note, because its steps would take all of the time
 
 
-def make_ours(config: miaobi.GPTConfig, ids: Any, targets: Any) -> tuple[miaobi.GPT, Callable[[], float]]:
+def config_of(preset: str) -> tuple[miaobi.GPTConfig, int]:
+    """The model and its batch."""
+    _, layers, heads, width, inner, vocabulary, batch, context = next(
+        row for row in sbs.shapes("kModels") if row[0] == preset
+    )
+    return miaobi.GPTConfig(vocabulary, context, width, layers, heads, inner), batch
+
+
+def make_side(name: str, preset: str) -> tuple[Callable[[], float], int, int]:
+    """A function that makes one step and gives its loss; tokens of a step; parameters."""
+    config, batch = config_of(preset)
+    rng = np.random.default_rng(SEED)
+    ids, targets = rng.integers(0, config.vocab_size, (2, batch, config.n_positions), dtype=np.int32)
     model = miaobi.GPT(config, seed=SEED)
-    optimizer = miaobi.AdamW(model, lr=1e-3)
+    bf16 = name.endswith("bf16")
+    if name.startswith("torch"):
+        from torch_gpt import training_step
 
-    def step() -> float:
+        step = training_step(model, ids, targets, lr=LEARNING_RATE, compiled="compile" in name, bf16=bf16)
+        return step, ids.size, model.num_parameters
+    optimizer = miaobi.AdamW(model, lr=LEARNING_RATE)
+
+    def ours() -> float:
+        miaobi.set_matmul_precision("bf16" if bf16 else "highest")
         model.zero_grad()
         total, count = model.loss_backward(ids, targets)
         optimizer.step(max_grad_norm=1.0)
         return total / count
 
-    return model, step
+    return ours, ids.size, model.num_parameters
 
 
-def make_peer(model: miaobi.GPT, ids: Any, targets: Any) -> Callable[[], float]:
-    config = model.config
-    transformers.logging.set_verbosity_error()
-    peer = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.n_positions,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_inner=config.inner_size,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-            attn_implementation="sdpa",
-            use_cache=False,
-        )
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most."""
+    if sys.platform == "linux":  # getrusage would count what the process that started this one had
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def bf16_slowdown() -> float:
+    """The time of PyTorch's matrix product in bf16 over that in float32; large where no instruction helps."""
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(256, 256, dtype=dtype)
+        torch.mm(a, a)
+        start = time.perf_counter()
+        torch.mm(a, a)
+        return time.perf_counter() - start
+
+    return seconds(torch.bfloat16) / seconds(torch.float32)
+
+
+def measure_memory(name: str, preset: str, threads: int) -> None:
+    """In a process of its own: prints the peak before and after some steps of one side."""
+    if name.startswith("torch"):
+        import torch_gpt  # noqa: F401
+    sbs.use_threads(threads)
+    before = peak_memory()
+    step, *_ = make_side(name, preset)
+    for _ in range(MEMORY_STEPS):
+        step()
+    print(json.dumps({"peak": peak_memory(), "before": before}))
+
+
+def memory_of(name: str, preset: str, threads: int) -> dict[str, int]:
+    command = [sys.executable, __file__, "--memory-of", name, "--presets", preset, "--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    values: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def measure(report: sbs.Report, preset: str, threads: int, wanted: list[str], seconds: float, memory: bool) -> None:
+    begin = time.perf_counter()
+    sides: dict[str, Callable[[], float]] = {}
+    left_out: dict[str, str] = {}
+    first = fastest = None
+    slowdown = bf16_slowdown() if any(name.startswith("torch") for name in wanted) else 1.0
+    for name in wanted:
+        if name.startswith("torch") and name.endswith("bf16") and slowdown > HOPELESS:
+            left_out[name] = f"its bf16 matrix product takes {slowdown:.0f} times as long as its float32 one here"
+            continue
+        step, tokens, parameters = make_side(name, preset)
+        loss = step()  # compiles, too
+        first = loss if first is None else first
+        if not abs(loss - first) <= LOSS_TOLERANCE["bf16" in name]:
+            raise SystemExit(f"{preset}, {name}: the first loss is {loss}, and {first} that of {wanted[0]}")
+        if name.startswith("torch"):
+            start = time.perf_counter()
+            step()
+            took = time.perf_counter() - start
+            if fastest is not None and took > HOPELESS * fastest:
+                left_out[name] = f"{tokens / took:.0f} tokens/s in one step"
+                del step
+                gc.collect()
+                continue
+            fastest = took if fastest is None else min(fastest, took)
+        sides[name] = step
+    samples = sbs.alternate(sides, max(seconds - (time.perf_counter() - begin), 0) * 0.9)
+    about = {
+        "preset": preset,
+        "parameters": parameters,
+        "batch": config_of(preset)[1],
+        "context": config_of(preset)[0].n_positions,
+        "threads": threads,
+    }
+    ratios = {}
+    for precision in ("float32", "bf16"):
+        ours = "miaobi bf16" if precision == "bf16" else "miaobi"
+        theirs = [n for n in samples if n.startswith("torch") and n.endswith("bf16") == (precision == "bf16")]
+        if ours in samples and theirs:
+            best = min(theirs, key=lambda name: samples[name].median)
+            ratios[precision] = {"ratio": round(sbs.ratio(samples[ours], samples[best]), 3), "against": best}
+    speeds = {name: round(tokens / values.median, 1) for name, values in samples.items()}
+    sides.clear()
+    gc.collect()
+    peaks = {name: memory_of(name, preset, threads) for name in ("miaobi", "torch eager") if memory and name in samples}
+    report.add(
+        about,
+        samples,
+        next(iter(samples)),
+        tokens_per_second=speeds,
+        like_for_like=ratios,
+        memory=peaks,
+        left_out=left_out,
     )
-    with torch.no_grad():
-        for name, parameter in peer.named_parameters():
-            parameter.copy_(torch.from_numpy(model.parameters()[name].copy()))
-    peer.train()
-    decayed = [p for p in peer.parameters() if p.dim() > 1]
-    plain = [p for p in peer.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.95)
-    )
-    x, y = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        logits = peer(x).logits
-        loss = torch.nn.functional.cross_entropy(logits.view(-1, config.vocab_size), y.view(-1))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
-
-
-def timed(step: Callable[[], float]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    for name, speed in speeds.items():
+        print(f"  {name:<18} {speed:10,.0f} tokens/s")
+    for precision, value in ratios.items():
+        print(f"  {precision}: {value['ratio']:.2f} times {value['against']}")
+    for name, why in left_out.items():
+        print(f"  {name} is left out: {why}")
+    for name, bytes_ in peaks.items():
+        print(f"  {name:<18} {bytes_['peak'] / 2**20:8.0f} MB peak, {bytes_['before'] / 2**20:.0f} MB before the model")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=["nano", "small"], default="nano")
-    parser.add_argument("--threads", type=int, default=miaobi.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=30.0)
-    args = parser.parse_args()
-
-    miaobi.set_num_threads(args.threads)
-    torch.set_num_threads(args.threads)
-    batch, context = {"nano": (16, 128), "small": (8, 256)}[args.preset]
-    preset = PRESETS[args.preset]
-    config = miaobi.GPTConfig(VOCAB_SIZE, context, preset.n_embd, preset.n_layer, preset.n_head, preset.n_inner)
-    rng = np.random.default_rng(SEED)
-    ids = rng.integers(0, VOCAB_SIZE, (batch, context)).astype(np.int32)
-    targets = rng.integers(0, VOCAB_SIZE, (batch, context)).astype(np.int32)
-    model, ours = make_ours(config, ids, targets)
-    peer = make_peer(model, ids, targets)
-    first = ours(), peer()
-    if abs(first[0] - first[1]) > 1e-4:
-        raise SystemExit(f"the two models disagree: loss {first[0]} and {first[1]}")
-    for _ in range(2):  # warm-up
-        ours()
-        peer()
-
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + args.seconds
-    while time.perf_counter() < end or len(times[0]) < 20:
-        times[0].append(timed(ours))
-        times[1].append(timed(peer))
-
-    info = miaobi.build_info()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    ).stdout.strip()
-    tokens = batch * context
-    print(f"{info['cpu']}, isa {info['isa']}, backend {info['backend']}, {args.threads} threads, commit {commit}")
-    print(f"{args.preset}: {model.num_parameters:,} parameters, batch {batch} x {context}, float32")
-    result: dict[str, Any] = {"preset": args.preset, "threads": args.threads, "isa": info["isa"], "commit": commit}
-    for name, values in (("miaobi", times[0]), (f"torch {torch.__version__}", times[1])):
-        median = statistics.median(values)
-        spread = statistics.quantiles(values, n=10)
-        print(
-            f"  {name:<16} {tokens / median:8.0f} tokens/s   median {median * 1e3:7.1f} ms, "
-            f"best {min(values) * 1e3:.1f}, 10-90% {spread[0] * 1e3:.1f}-{spread[-1] * 1e3:.1f}, n={len(values)}"
-        )
-        result[name.split()[0]] = round(tokens / median, 1)
-    ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
-    print(f"  ratio {ratio:.2f} (median of pairs)")
-    print(json.dumps({**result, "ratio": round(ratio, 3)}))
+    parser = sbs.parser_for(__doc__, 300.0)
+    parser.add_argument("--presets", nargs="+", choices=["nano", "small", "base"], default=["nano", "small", "base"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="default: all")
+    parser.add_argument("--no-memory", action="store_true", help="leave the measurement of memory out")
+    parser.add_argument("--memory-of", choices=SIDES, help="print the peak memory of this side and end")
+    parser.set_defaults(threads=[miaobi.build_info()["processors"]])
+    report = sbs.Report(parser)
+    args = report.args
+    if args.memory_of:
+        measure_memory(args.memory_of, args.presets[0], args.threads[0])
+        return
+    if any(name.startswith("torch") for name in args.sides):
+        import torch_gpt  # noqa: F401
+    for threads, preset, seconds in sbs.product(report, args.presets):
+        measure(report, preset, threads, args.sides, seconds, not args.no_memory)
+    report.finish()
 
 
 if __name__ == "__main__":

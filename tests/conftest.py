@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,18 @@ import pytest
 import miaobi
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """MIAOBI_TEST_BACKEND names the backend of the matrix products that all tests run with."""
+    if backend := os.environ.get("MIAOBI_TEST_BACKEND"):
+        miaobi.set_backend(backend)
+
+
+@pytest.fixture
+def builtin_backend() -> None:
+    """For tests of what the built-in matrix product alone promises: the same bits for any threads and neighbours."""
+    miaobi.set_backend("builtin")  # put back by _engine_settings
 
 
 def pytest_report_header() -> str:

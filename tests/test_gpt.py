@@ -201,6 +201,7 @@ def test_backward_wants_a_loss() -> None:
     refused()
 
 
+@pytest.mark.usefixtures("builtin_backend")
 @pytest.mark.parametrize("tied", [True, False])
 def test_micro_batches_are_the_big_batch(tied: bool) -> None:
     """Bit for bit: every sum over tokens goes on where the last call left it. Only of tied embeddings, which get two

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import oracle
 import pytest
 
 import miaobi
-from miaobi import ops
+from miaobi import _core, ops
 
 U = 2.0**-24  # half a unit in the last place of 1.0f
 SIZES = [(1, 1, 1), (1, 7, 5), (2, 3, 65), (5, 33, 2), (31, 1, 32), (33, 67, 17), (97, 130, 64)]
@@ -62,6 +64,22 @@ def test_matmul_takes_what_a_numpy_user_passes() -> None:
     for same in (a.astype(np.float64), np.asfortranarray(a), wide[:, ::2], a.astype(">f4"), a.tolist()):
         oracle.assert_same_bits(ops.matmul(same, b), want)
     np.testing.assert_array_equal(ops.matmul([[True, False]], [[2], [3]]), [[2]])
+
+
+def test_matmul_into_an_array() -> None:
+    a, b = random(6, 4), random(4, 9, seed=1)
+    out = np.full((6, 9), np.nan, np.float32)
+    got = ops.matmul(a, b, out=out)
+    assert np.shares_memory(got, out)
+    oracle.assert_same_bits(out, ops.matmul(a, b))
+    square = random(4, 4)
+    frozen = np.zeros((4, 4), np.float32)
+    frozen.flags.writeable = False
+    for wrong in (random(6, 8), random(9, 6).T, np.zeros((6, 9)), square, frozen):
+        before = wrong.copy()
+        with pytest.raises(ValueError, match="expected out"):
+            ops.matmul(square, square, out=wrong)
+        np.testing.assert_array_equal(wrong, before)
 
 
 def test_matmul_passes_nan_and_infinity_on() -> None:
@@ -176,6 +194,63 @@ def test_attention_does_not_see_the_future() -> None:
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
 def test_attention_of_nothing(shape: tuple[int, ...]) -> None:
     assert ops.attention(np.zeros(shape), np.zeros(shape), np.zeros(shape)).shape == shape
+
+
+def test_attention_backward() -> None:
+    batch, heads, length, size = 2, 2, 9, 8
+    q, k, v, dy = (random(batch, heads, length, size, seed=s) for s in range(4))
+
+    def flat(x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(batch * length, heads * size)
+
+    offsets = np.arange(batch + 1) * length
+    inputs = [flat(x) for x in (q, k, v)]
+    o, lse = _core.attention(*inputs, offsets, heads, True)
+    got = _core.attention_backward(flat(dy), *inputs, o, lse, offsets, heads, True)
+    for i in range(3):
+
+        def loss(x: np.ndarray, i: int = i) -> Any:
+            parts = [q, k, v]
+            parts[i] = x
+            return (oracle.attention(*parts) * dy.astype(np.float64)).sum()
+
+        oracle.assert_close(got[i], flat(oracle.gradient(loss, [q, k, v][i].astype(np.float64))), 60)
+
+
+LONG_ATTENTION = """
+import numpy as np
+import miaobi
+from miaobi import _core
+
+def peak():  # bytes of memory that this process had at most
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+
+T, D = 8192, 32
+miaobi.set_num_threads(2)
+rng = np.random.default_rng(0)
+q, k, v, dy = (rng.standard_normal((T, D), dtype=np.float32) for _ in range(4))
+_core.attention(q[:9], k[:9], v[:9], np.array([0, 9]), 1, True)
+before = peak()
+o, lse = _core.attention(q, k, v, np.array([0, T]), 1, True)
+dq, dk, dv = _core.attention_backward(dy, q, k, v, o, lse, np.array([0, T]), 1, True)
+took = peak() - before
+p = np.exp(k.astype(float) @ q[-1] / D**0.5)  # the last query, which sees all keys
+p /= p.sum()
+ds = p * (v @ dy[-1] - o[-1] @ dy[-1])
+assert np.abs(o[-1] - p @ v).max() < 1e-5, o[-1]
+assert np.abs(dq[-1] - ds @ k / D**0.5).max() < 1e-5, dq[-1]
+print(took)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_long_attention_takes_memory_linear_in_its_length() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LONG_ATTENTION], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # Its four results take 4 MB, the working copies of two threads some more; T x T numbers would be 256 MB.
+    assert int(done.stdout) < 24 << 20
 
 
 # --- wrong input

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,3 +114,9 @@ def test_readmes_are_twins() -> None:
     assert re.findall(r"<!-- .+? -->", text_of(english)) == re.findall(r"<!-- .+? -->", text_of(chinese))
     assert chinese in text_of(english)
     assert english in text_of(chinese)
+
+
+def test_performance_page_is_what_the_results_give() -> None:
+    script = ROOT / "bench" / "make_performance_page.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

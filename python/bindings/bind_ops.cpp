@@ -2,6 +2,9 @@
 // Stateless ops: matrix products, norms, activations, softmax, cross-entropy, attention.
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "arrays.h"
 #include "bindings.h"
 #include "miaobi/attention.h"
@@ -16,16 +19,23 @@ using namespace miaobi;
 
 namespace {
 
-FloatArray matmul(const FloatArray& a, const FloatArray& b, bool transpose_a, bool transpose_b) {
+FloatArray matmul(const FloatArray& a, const FloatArray& b, bool transpose_a, bool transpose_b,
+                  std::optional<FloatArray> out) {
   const ConstMat x = const_mat(a, "a"), w = const_mat(b, "b");
   const int64_t m = transpose_a ? x.cols : x.rows, k = transpose_a ? x.rows : x.cols;
   const int64_t kb = transpose_b ? w.cols : w.rows, n = transpose_b ? w.rows : w.cols;
   MIAOBI_CHECK(k == kb, "[matmul] expected the inner dimensions to agree, got (", m, ", ", k, ") x (", kb, ", ", n,
                ")");
-  FloatArray c = new_mat(m, n);
-  float* out = c.mutable_data();
+  FloatArray c = out ? *out : new_mat(m, n);
+  MIAOBI_CHECK(c.ndim() == 2 && c.shape(0) == m && c.shape(1) == n && c.writeable(),
+               "[matmul] expected out to be writeable and of shape (", m, ", ", n, ")");
+  const auto overlaps = [&](const FloatArray& operand) {
+    return operand.data() < c.data() + c.size() && c.data() < operand.data() + operand.size();
+  };
+  MIAOBI_CHECK(!out || !(overlaps(a) || overlaps(b)), "[matmul] expected out to be apart from a and b");
+  float* result = c.mutable_data();
   const py::gil_scoped_release release;
-  gemm(m, n, k, left_operand(x, transpose_a), right_operand(w, transpose_b), out, n);
+  gemm(m, n, k, left_operand(x, transpose_a), right_operand(w, transpose_b), result, n);
   return c;
 }
 
@@ -74,16 +84,20 @@ FloatArray token_cross_entropy(const FloatArray& logits, const IntArray& targets
   return losses;
 }
 
-// Flat (N, H*D) matrices with sequence offsets.
+// A ragged batch of flat (N, H*D) matrices.
+RaggedBatch batch_of(const LongArray& offsets, const ConstMat& q, int64_t heads) {
+  check_offsets(offsets, q.rows);
+  MIAOBI_CHECK(heads > 0 && q.cols % heads == 0, "[attention] expected columns that ", heads, " heads share, got ",
+               q.cols);
+  int64_t longest = 0;
+  for (py::ssize_t s = 0; s + 1 < offsets.size(); ++s) longest = std::max(longest, offsets.at(s + 1) - offsets.at(s));
+  return {offsets.data(), offsets.size() - 1, longest};
+}
+
 py::typing::Tuple<FloatArray, FloatArray> attention(const FloatArray& q, const FloatArray& k, const FloatArray& v,
                                                     const LongArray& offsets, int64_t heads, bool causal) {
   const ConstMat qm = const_mat(q, "q"), km = const_mat(k, "k"), vm = const_mat(v, "v");
-  check_offsets(offsets, qm.rows);
-  MIAOBI_CHECK(heads > 0 && qm.cols % heads == 0, "[attention] expected columns that ", heads, " heads share, got ",
-               qm.cols);
-  int64_t longest = 0;
-  for (py::ssize_t s = 0; s + 1 < offsets.size(); ++s) longest = std::max(longest, offsets.at(s + 1) - offsets.at(s));
-  const RaggedBatch batch{offsets.data(), offsets.size() - 1, longest};
+  const RaggedBatch batch = batch_of(offsets, qm, heads);
   FloatArray o = new_mat(qm.rows, qm.cols), lse = new_mat(qm.rows, heads);
   const Mat om = mutable_mat(o), lm = mutable_mat(lse);
   {
@@ -93,11 +107,29 @@ py::typing::Tuple<FloatArray, FloatArray> attention(const FloatArray& q, const F
   return py::make_tuple(o, lse);
 }
 
+py::typing::Tuple<FloatArray, FloatArray, FloatArray> attention_gradients(const FloatArray& d_o, const FloatArray& q,
+                                                                          const FloatArray& k, const FloatArray& v,
+                                                                          const FloatArray& o, const FloatArray& lse,
+                                                                          const LongArray& offsets, int64_t heads,
+                                                                          bool causal) {
+  const ConstMat qm = const_mat(q, "q"), km = const_mat(k, "k"), vm = const_mat(v, "v");
+  const ConstMat gm = const_mat(d_o, "d_o"), om = const_mat(o, "o"), lm = const_mat(lse, "lse");
+  const RaggedBatch batch = batch_of(offsets, qm, heads);
+  FloatArray dq = new_mat(qm.rows, qm.cols), dk = new_mat(qm.rows, qm.cols), dv = new_mat(qm.rows, qm.cols);
+  const Mat dqm = mutable_mat(dq), dkm = mutable_mat(dk), dvm = mutable_mat(dv);
+  {
+    const py::gil_scoped_release release;
+    attention_backward(gm, qm, km, vm, om, lm, batch, {heads, qm.cols / heads, causal}, dqm, dkm, dvm);
+  }
+  return py::make_tuple(dq, dk, dv);
+}
+
 }  // namespace
 
 void register_ops(py::module_& m) {
   m.def("matmul", matmul, "a"_a.noconvert(), "b"_a.noconvert(), "transpose_a"_a = false, "transpose_b"_a = false,
-        "op(a) op(b): float32 (M, K) x (K, N) -> (M, N).");
+        "out"_a.noconvert() = py::none(),
+        "op(a) op(b): float32 (M, K) x (K, N) -> (M, N), in `out` where it is given.");
   m.def("layer_norm", layer_norm, "x"_a.noconvert(), "gamma"_a.noconvert(), "beta"_a.noconvert(), "eps"_a,
         "LayerNorm of the rows of x (M, C).");
   m.def(
@@ -107,6 +139,15 @@ void register_ops(py::module_& m) {
             x, [](const float* in, int64_t n, float* out) { activation_forward(Activation::kGelu, in, n, out); });
       },
       "x"_a.noconvert(), "GELU, tanh form, of any shape.");
+  m.def(
+      "gelu_backward",
+      [](const FloatArray& dy, const FloatArray& x) {
+        MIAOBI_CHECK(dy.size() == x.size(), "[gelu] expected dy with ", x.size(), " elements, got ", dy.size());
+        return elementwise(x, [&](const float* in, int64_t n, float* dx) {
+          activation_backward(Activation::kGelu, in, dy.data(), n, dx);
+        });
+      },
+      "dy"_a.noconvert(), "x"_a.noconvert(), "dy gelu'(x), of any shape.");
   m.def(
       "exp", [](const FloatArray& x) { return elementwise(x, exp_forward); }, "x"_a.noconvert(),
       "exp of any shape, within 2 ulp.");
@@ -120,4 +161,7 @@ void register_ops(py::module_& m) {
         "heads"_a, "causal"_a,
         "Attention over a ragged batch: q, k, v (N, H*D), int64 offsets (S+1,) -> o (N, H*D),\n"
         "lse (N, H).");
+  m.def("attention_backward", attention_gradients, "d_o"_a.noconvert(), "q"_a.noconvert(), "k"_a.noconvert(),
+        "v"_a.noconvert(), "o"_a.noconvert(), "lse"_a.noconvert(), "offsets"_a.noconvert(), "heads"_a, "causal"_a,
+        "The gradients (dq, dk, dv) of attention, from d_o and what attention() took and gave.");
 }

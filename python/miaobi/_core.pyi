@@ -24,6 +24,7 @@ __all__: list[str] = [
     "allocated_bytes",
     "allocation_count",
     "attention",
+    "attention_backward",
     "available_backends",
     "build_info",
     "exp",
@@ -32,6 +33,7 @@ __all__: list[str] = [
     "fused_gelu_linear",
     "fused_layer_norm_linear",
     "gelu",
+    "gelu_backward",
     "get_backend",
     "get_matmul_precision",
     "get_num_threads",
@@ -388,6 +390,23 @@ def attention(
     lse (N, H).
     """
 
+def attention_backward(
+    d_o: numpy.typing.NDArray[numpy.float32],
+    q: numpy.typing.NDArray[numpy.float32],
+    k: numpy.typing.NDArray[numpy.float32],
+    v: numpy.typing.NDArray[numpy.float32],
+    o: numpy.typing.NDArray[numpy.float32],
+    lse: numpy.typing.NDArray[numpy.float32],
+    offsets: numpy.typing.NDArray[numpy.int64],
+    heads: typing.SupportsInt | typing.SupportsIndex,
+    causal: bool,
+) -> tuple[
+    numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]
+]:
+    """
+    The gradients (dq, dk, dv) of attention, from d_o and what attention() took and gave.
+    """
+
 def available_backends() -> list[str]:
     """
     Backends of this build.
@@ -450,6 +469,13 @@ def gelu(x: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.f
     GELU, tanh form, of any shape.
     """
 
+def gelu_backward(
+    dy: numpy.typing.NDArray[numpy.float32], x: numpy.typing.NDArray[numpy.float32]
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    dy gelu'(x), of any shape.
+    """
+
 def get_backend() -> str:
     """
     The backend in force.
@@ -498,9 +524,10 @@ def matmul(
     b: numpy.typing.NDArray[numpy.float32],
     transpose_a: bool = False,
     transpose_b: bool = False,
+    out: numpy.typing.NDArray[numpy.float32] | None = None,
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
-    op(a) op(b): float32 (M, K) x (K, N) -> (M, N).
+    op(a) op(b): float32 (M, K) x (K, N) -> (M, N), in `out` where it is given.
     """
 
 def set_backend(name: str) -> None:

@@ -23,9 +23,21 @@ def _rows(x: Array, name: str) -> Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def matmul(a: npt.ArrayLike, b: npt.ArrayLike, *, transpose_a: bool = False, transpose_b: bool = False) -> Array:
-    """op(a) op(b): (M, K) x (K, N) -> (M, N). A transposed operand is stored (K, M) or (N, K)."""
-    return _core.matmul(as_float32(a, "a"), as_float32(b, "b"), transpose_a, transpose_b)
+def matmul(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """op(a) op(b): (M, K) x (K, N) -> (M, N). A transposed operand is stored (K, M) or (N, K).
+
+    The result goes into `out`, C-contiguous float32 (M, N) apart from a and b, where it is given.
+    """
+    if out is not None and not (isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous):
+        raise ValueError("expected out to be a C-contiguous array of float32")
+    return _core.matmul(as_float32(a, "a"), as_float32(b, "b"), transpose_a, transpose_b, out)
 
 
 def layer_norm(x: npt.ArrayLike, gamma: npt.ArrayLike, beta: npt.ArrayLike, eps: float = 1e-5) -> Array:

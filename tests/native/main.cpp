@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: MIT
-// Runs the native tests on the instruction set that MIAOBI_ISA names, or on the machine's best.
+// Runs the native tests on the instruction set that MIAOBI_ISA names, or on the machine's best, and with the backend
+// that MIAOBI_TEST_BACKEND names, or the built-in one.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 
 #include "kernels/dispatch.h"
+#include "miaobi/gemm.h"
 
 namespace {
 
 constexpr int kSkipped = 77;  // SKIP_RETURN_CODE of the CMake file
 
-const char* forced_isa() {
-  const char* name = std::getenv("MIAOBI_ISA");
-  return name != nullptr && *name != '\0' ? name : nullptr;
+const char* variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr && *value != '\0' ? value : nullptr;
 }
+const char* forced_isa() { return variable("MIAOBI_ISA"); }
 
 // Known to the engine, but not to this build or machine.
 bool is_missing(const char* name) {
@@ -44,7 +48,16 @@ int main(int argc, char** argv) {
     std::printf("skipped: this machine or build has no %s kernels\n", forced_isa());
     return kSkipped;
   }
+  if (const char* backend = variable("MIAOBI_TEST_BACKEND")) {
+    try {
+      miaobi::set_backend(backend);
+    } catch (const std::exception& e) {
+      std::fprintf(stderr, "%s\n", e.what());
+      return 1;
+    }
+  }
   doctest::Context context(argc, argv);
-  std::printf("instruction set: %s (%s)\n", miaobi::kernels_in_use().name, miaobi::kernels_in_use().description);
+  std::printf("instruction set: %s (%s), backend: %s\n", miaobi::kernels_in_use().name,
+              miaobi::kernels_in_use().description, miaobi::get_backend().c_str());
   return context.run();
 }

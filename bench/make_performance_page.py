@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: MIT
+"""Writes docs/performance.md from the results in bench/results.
+
+    python bench/make_performance_page.py [--check]
+
+With --check it writes nothing and fails where the page is not what the results give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+
+INTRODUCTION = """\
+# Performance
+
+<!-- Written by bench/make_performance_page.py from bench/results; not to be edited by hand. -->
+
+What miaobi does on the machines it was measured on, beside NumPy (with the OpenBLAS of its wheel) and PyTorch. Your own
+machine: `miaobi bench` in a minute, or everything on this page with `python bench/run_all.py`.
+
+How it is measured: the sides take turns in one process, with the same numbers, results checked before; threads of one
+side have time to fall asleep before the next one begins. A figure is the median of at least 20 calls unless its number
+of calls stands beside it. A ratio says how many times as fast miaobi is, turn by turn, the median over the turns; above
+1 miaobi is faster. "Better of" compares with the faster peer of each line. All is float32 unless it says bf16.
+"""
+
+Row = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown; columns of numbers to the right."""
+    body = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(head, *body, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numbers = [
+        i > 0 and all(cell[:1].isdigit() or cell == "-" for cell in column[1:]) for i, column in enumerate(columns)
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numbers, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + ("-:"[n]) for w, n in zip(widths, numbers, strict=True)) + "|"
+    return "\n".join([line(head), rule, *map(line, body)]) + "\n"
+
+
+def short(seconds: float) -> str:
+    """A time with three digits."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def sample(row: Row, side: str) -> str:
+    """The median of a side, with the number of calls where they are few."""
+    values = row["sides"].get(side)
+    if values is None:
+        return "-"
+    return short(values["median"]) + (f" (n={values['n']})" if values["n"] < 20 else "")
+
+
+def better(row: Row) -> str:
+    return f"{row['ratios'][row['best_peer']]:.2f}"
+
+
+def by_threads(cases: Sequence[Row]) -> list[int]:
+    return sorted({row["threads"] for row in cases})
+
+
+def threads_text(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+class Machine:
+    """The results of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files: dict[str, Any] = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+
+    def cases(self, script: str) -> list[Row]:
+        cases: list[Row] = self.files.get(script, {}).get("cases", [])
+        return cases
+
+    def native(self, program: str) -> dict[str, Row]:
+        """Benchmarks of a native program by name."""
+        rows: list[Row] = self.files.get(program, {}).get("benchmarks", [])
+        return {row["name"].removesuffix("/real_time"): row for row in rows}
+
+    def peak(self, kind: str, threads: int) -> float | None:
+        """GFLOP/s or GB/s, as the native programs measured them."""
+        value = self.files.get("bench_gemm", {}).get("context", {}).get(f"peak_{kind}_threads_{threads}")
+        return float(value.split()[0]) if value else None
+
+    def sections(self) -> Iterable[str]:
+        yield from (
+            part()
+            for part in (
+                self.title,
+                self.gemm,
+                self.few_rows,
+                self.bf16,
+                self.fused,
+                self.attention,
+                self.train,
+                self.decoding,
+                self.busy,
+            )
+        )
+
+    def title(self) -> str:
+        heads = [result["head"] for result in self.files.values() if "head" in result]
+        if not heads:
+            raise SystemExit("a folder of results has none of a compare_*.py")
+        first = heads[0]
+
+        def all_of(name: str) -> str:
+            return ", ".join(sorted({str(head[name]) for head in heads if name in head}))
+
+        text = f"## {first['cpu']}, {first['isa']}\n\n"
+        text += f"- {first['processors']} processors, {all_of('backend')} backend, measured {all_of('date')}\n"
+        text += f"- miaobi {all_of('miaobi')}, {all_of('compiler')}, commit {all_of('commit')}\n"
+        text += f"- NumPy {all_of('numpy')}\n- PyTorch {all_of('torch')}\n"
+        peaks = []
+        for threads in (1, first["processors"]):
+            if (flops := self.peak("float32", threads)) is not None:
+                speeds = ", ".join(f"{level} {self.peak(level, threads):.0f}" for level in ("L1", "L2", "L3", "memory"))
+                peaks.append([threads_text(threads), f"{flops:.0f} GFLOP/s", f"{speeds} GB/s"])
+        if peaks:
+            text += "\nPeaks of the machine, measured by `bench_gemm` when it starts:\n\n"
+            text += table(["", "float32 multiply-adds", "reading from"], dict.fromkeys(map(tuple, peaks)))
+        return text
+
+    def gemm(self) -> str:
+        cases = [row for row in self.cases("compare_gemm") if row["precision"] == "float32" and not is_skinny(row)]
+        if not cases:
+            return ""
+        text = "### Matrix products\n\n`python bench/compare_gemm.py`, GFLOP/s, and the share of the peak.\n"
+        for threads in by_threads(cases):
+            peak = self.peak("float32", threads)
+            text += f"\n{threads_text(threads).capitalize()}:\n\n" + table(
+                ["M x K x N", "product", "miaobi", "of peak", "NumPy", "PyTorch", "better of"],
+                (
+                    [
+                        row["shape"].replace("x", " x "),
+                        row["form"],
+                        f"{row['gflops']['miaobi']:.0f}",
+                        f"{row['gflops']['miaobi'] / peak:.0%}" if peak else "-",
+                        f"{row['gflops']['numpy']:.0f}",
+                        f"{row['gflops']['torch']:.0f}",
+                        better(row),
+                    ]
+                    for row in cases
+                    if row["threads"] == threads
+                ),
+            )
+        return text
+
+    def few_rows(self) -> str:
+        cases = [row for row in self.cases("compare_gemm") if row["precision"] == "float32" and is_skinny(row)]
+        if not cases:
+            return ""
+        native = self.native("bench_gemm")
+
+        def bandwidth(row: Row) -> str:
+            found = native.get(f"gemm_few_rows/{row['shape']}/threads:{row['threads']}")
+            return f"{found['of_bandwidth']:.0%}" if found and "of_bandwidth" in found else "-"
+
+        text = (
+            "### Few rows\n\nDecoding and small batches, `python bench/compare_gemm.py`; the share of the bandwidth "
+            "at which the weights can be\nread is that of `bench_gemm`, which has no Python around the call.\n"
+        )
+        for threads in by_threads(cases):
+            text += f"\n{threads_text(threads).capitalize()}:\n\n" + table(
+                ["M x K x N", "miaobi", "NumPy", "PyTorch", "better of", "of bandwidth"],
+                (
+                    [
+                        row["shape"].replace("x", " x "),
+                        sample(row, "miaobi"),
+                        sample(row, "numpy"),
+                        sample(row, "torch"),
+                        better(row),
+                        bandwidth(row),
+                    ]
+                    for row in cases
+                    if row["threads"] == threads
+                ),
+            )
+        return text
+
+    def bf16(self) -> str:
+        cases = [row for row in self.cases("compare_gemm") if row["precision"] == "bf16"]
+        if not cases:
+            return ""
+        return (
+            '### bf16\n\n`set_matmul_precision("bf16")` on float32 operands, against our float32, and PyTorch on '
+            "operands that are bf16\nalready (`python bench/compare_gemm.py`, GFLOP/s).\n\n"
+        ) + table(
+            ["M x K x N", "threads", "miaobi bf16", "miaobi float32", "ratio", "PyTorch bf16"],
+            (
+                [
+                    row["shape"].replace("x", " x "),
+                    row["threads"],
+                    f"{row['gflops']['miaobi bf16']:.0f}",
+                    f"{row['gflops']['miaobi']:.0f}",
+                    f"{row['ratios']['miaobi']:.2f}",
+                    f"{row['gflops']['torch bf16']:.0f}",
+                ]
+                for row in cases
+            ),
+        )
+
+    def against_torch(self, title: str, cases: Sequence[Row], label: Callable[[Row], str]) -> str:
+        """A table with our time and the ratios to all others, the thread counts beside each other."""
+        threads = by_threads(cases)
+        peers = list(dict.fromkeys(name for row in cases for name in row["ratios"]))
+        names = {"miaobi unfused": "unfused", "torch eager": "eager", "torch compile": "compile"}
+        found = {(label(row), row["threads"]): row for row in cases}
+        head = [title] + [
+            text for n in threads for text in (threads_text(n), *(f"x {names.get(peer, peer)}" for peer in peers))
+        ]
+        rows = []
+        for key in dict.fromkeys(label(row) for row in cases):
+            cells = [key]
+            for n in threads:
+                row = found.get((key, n))
+                cells += (
+                    [sample(row, "miaobi"), *(f"{row['ratios'][p]:.2f}" for p in peers)]
+                    if row
+                    else (["-"] * (len(peers) + 1))
+                )
+            rows.append(cells)
+        return table(head, rows)
+
+    def fused(self) -> str:
+        cases = self.cases("compare_fused_ops")
+        if not cases:
+            return ""
+        text = (
+            "### Fused ops\n\n`python bench/compare_fused_ops.py`: our time, and how many times as fast that is as "
+            "our own ops one after the other,\nPyTorch eager and torch.compile.\n"
+        )
+        for op in dict.fromkeys(row["op"] for row in cases):
+            for kind in ("forward", "forward + backward"):
+                chosen = [row for row in cases if row["op"] == op and row["pass"] == kind]
+                chosen.sort(key=lambda row: ([r["preset"] for r in cases].index(row["preset"]), row["rows"]))
+                if chosen:
+                    text += f"\n{op}, {kind}:\n\n" + self.against_torch(
+                        "rows x in x out", chosen, lambda row: row["shape"].replace("x", " x ")
+                    )
+        return text
+
+    def attention(self) -> str:
+        cases = self.cases("compare_attention")
+        if not cases:
+            return ""
+        return (
+            "### Attention\n\nCausal, against scaled_dot_product_attention (`python bench/compare_attention.py`).\n\n"
+            + self.against_torch(
+                "B x H x T x D, pass", cases, lambda row: f"{row['shape'].replace('x', ' x ')}, {row['pass']}"
+            )
+        )
+
+    def train(self) -> str:
+        cases = self.cases("compare_train")
+        if not cases:
+            return ""
+        sides = list(dict.fromkeys(name for row in cases for name in row["sides"]))
+        rows, notes = [], []
+        for row in cases:
+            best = row["like_for_like"].get("float32", {})
+            half = row["like_for_like"].get("bf16", {})
+            few = min(values["n"] for values in row["sides"].values())
+            name = f"{row['preset']}, {row['batch']} x {row['context']}, {threads_text(row['threads'])}"
+            rows.append(
+                [
+                    name + (f" (n={few})" if few < 20 else ""),
+                    *(f"{row['tokens_per_second'][s]:,.0f}" if s in row["tokens_per_second"] else "-" for s in sides),
+                    *(f"{value['ratio']:.2f}" if value else "-" for value in (best, half)),
+                ]
+            )
+            notes += [f"- {row['preset']}: {side} is left out; {why}.\n" for side, why in row["left_out"].items()]
+        text = (
+            "### Training\n\nTokens/s of a whole step: loss, gradients, clipping, AdamW "
+            "(`python bench/compare_train.py`); ratios to the faster\nPyTorch side of the same precision.\n\n"
+        )
+        text += table(["model, batch", *sides, "float32 ratio", "bf16 ratio"], rows)
+        text += "\n" + "".join(notes) if notes else ""
+        memory = [
+            [
+                row["preset"],
+                *(f"{values[key] / 2**20:,.0f} MB" for values in row["memory"].values() for key in ("peak", "before")),
+            ]
+            for row in cases
+            if row.get("memory")
+        ]
+        if memory:
+            measured = next(row["memory"] for row in cases if row.get("memory"))
+            text += (
+                "\nPeak memory of a process that trains for some steps, and what it had before the model was made:\n\n"
+            )
+            text += table(["model", *(f"{name}{what}" for name in measured for what in (", peak", ", before"))], memory)
+        return text
+
+    def decoding(self) -> str:
+        found = self.native("bench_kv_cache")
+        if not found:
+            return ""
+        keys = list(dict.fromkeys(tuple(name.split("/")[2:]) for name in found if name.startswith("kv_cache/step")))
+
+        def time_of(what: str, key: tuple[str, ...]) -> str:
+            row = found.get("/".join(("kv_cache", what, *key)))
+            return short(row["real_time"] * 1e-6) if row and "real_time" in row else "-"
+
+        return (
+            "### Decoding with the KV cache\n\nOne token more by the length of the context, all layers "
+            "(`bench_kv_cache`): writing its keys and values, attention\nover the cached ones, and the whole step "
+            "with all matrix products and logits.\n\n"
+        ) + table(
+            ["model, context", "threads", "append", "attend", "whole step", "tokens/s"],
+            (
+                [
+                    f"{key[0]}, {key[1].split(':')[1]}",
+                    key[2].split(":")[1],
+                    *(time_of(what, key) for what in ("append", "attend", "step")),
+                    f"{found['/'.join(('kv_cache', 'step', *key))].get('items_per_second', 0):,.0f}",
+                ]
+                for key in keys
+            ),
+        )
+
+    def busy(self) -> str:
+        cases = self.cases("busy_machine")
+        if not cases:
+            return ""
+        return (
+            "### On a busy machine\n\nSteps of nano in a second while one foreign process for each processor sleeps, "
+            "and while it computes\n(`python bench/busy_machine.py`). A fair share is a half.\n\n"
+        ) + table(
+            ["step", "side", "threads", "quiet", "busy", "kept"],
+            (
+                [
+                    row["step"],
+                    row["side"],
+                    row["threads"],
+                    f"{row['quiet']:.1f}",
+                    f"{row['busy']:.1f}",
+                    f"{row['kept']:.0%}",
+                ]
+                for row in cases
+            ),
+        )
+
+
+def is_skinny(row: Row) -> bool:
+    return int(row["shape"].split("x")[0]) < 32
+
+
+def page() -> str:
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    parts = [INTRODUCTION]
+    for folder in folders:
+        parts += [section for section in Machine(folder).sections() if section]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
+    if not parser.parse_args().check:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text("utf-8") != page():
+        sys.exit("docs/performance.md is not what bench/results gives: run python bench/make_performance_page.py")
+
+
+if __name__ == "__main__":
+    main()
