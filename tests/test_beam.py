@@ -30,11 +30,8 @@ def llm() -> LLM:
 class TableModel:
     """Stands in for a GPT with five tokens whose logits are any function of the text."""
 
-    def forward(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        rows = [self.logits(ids[begin:end].tolist()) for begin, end in pairwise(offsets.tolist())]
-        logits = np.zeros((len(ids), 5), np.float32)
-        logits[offsets[1:] - 1] = rows
-        return logits
+    def forward_last(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        return np.stack([self.logits(ids[begin:end].tolist()) for begin, end in pairwise(offsets.tolist())])
 
     def logits(self, ids: list[int]) -> np.ndarray:
         return np.random.default_rng(ids).normal(0, 2, 5).astype(np.float32)

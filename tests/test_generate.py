@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -129,7 +128,7 @@ def test_biases_and_minimum_lengths(tokenizer: JiebaTokenizer) -> None:
     ended = scripted(tokenizer, [])
     assert ended.generate("床") == ""
     assert len(ended.generate("床", min_new_tokens=5, return_details=True).tokens) >= 5
-    with pytest.raises(ValueError, match="from 0 to .* in logit_bias, got 99999"):
+    with pytest.raises(ValueError, match=r"from 0 to .* in logit_bias, got 99999"):
         ended.generate(logit_bias={99999: 1.0})
     with pytest.raises(ValueError, match="in stop_token_ids, got 99999"):
         ended.stream(stop_token_ids=[99999])
@@ -246,9 +245,11 @@ def test_cancelling_within_a_long_prompt(tokenizer: JiebaTokenizer) -> None:
 
 
 def test_a_batch_and_beams_are_cancelled(model: GPT, tokenizer: JiebaTokenizer) -> None:
-    for options in ({"seed": 1}, {"do_sample": False, "num_beams": 3}):
-        slow: Any = SlowModel(model, lambda step: llm.cancel() if step == 5 else None)
-        llm = LLM(slow, tokenizer)
+    slow: Any = SlowModel(model, lambda step: llm.cancel() if step == 5 else None)
+    llm = LLM(slow, tokenizer)
+    ways: list[dict[str, Any]] = [{"seed": 1}, {"do_sample": False, "num_beams": 3}]
+    for options in ways:
+        slow.steps.clear()
         results = llm.generate_batch(["床前", "春眠"], max_new_tokens=30, return_details=True, **options)
         assert "cancelled" in [result.finish_reason for result in results]
         assert all(result.text for result in results)
@@ -366,14 +367,11 @@ def test_a_text_of_many_contexts_needs_no_more_memory(llm: LLM, window: Any) -> 
     assert len(rest) > 20 * CONTEXT
     assert miaobi._core.allocated_bytes() <= before
     assert llm.cache_info()["capacity"] == CONTEXT
-    # It is still text of this model: as varied late as early.
-    assert abs(len(set(rest[:200])) - len(set(rest[-200:]))) < 100
+    assert len(set(rest[-200:])) >= len(set(rest[:200])) / 2  # as varied late as early
 
 
-def test_a_long_stream_is_not_slower_at_its_end(model: GPT, tokenizer: JiebaTokenizer) -> None:
+def test_a_long_text_costs_the_same_for_each_token(model: GPT, tokenizer: JiebaTokenizer) -> None:
     counting: Any = CountingModel(model)
     llm = LLM(counting, tokenizer)
-    start = time.monotonic()
     llm.generate("床前", max_new_tokens=20 * CONTEXT, seed=1)
     assert sum(counting.steps) <= 4.5 * 20 * CONTEXT  # one token and three again for each
-    assert time.monotonic() - start < 60

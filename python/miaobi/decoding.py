@@ -156,8 +156,7 @@ def _logits(
     model, cache = decoders[0].model, decoders[0].cache
     check()
     if cache is None:
-        ids, offsets = _ragged([decoder.tokens for decoder in decoders])
-        return model.forward(ids, offsets)[offsets[1:] - 1]
+        return model.forward_last(*_ragged([decoder.tokens for decoder in decoders]))
     if sum(map(len, parts)) <= _STEP_ROWS:
         return model.forward_cached(cache, [decoder.sequence for decoder in decoders], *_ragged(parts))
     logits = np.empty((len(decoders), model.config.vocab_size), np.float32)
