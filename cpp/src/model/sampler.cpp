@@ -19,6 +19,7 @@ constexpr int64_t kLongestLoop = 128, kLoopTokens = 24, kLoopTurns = 3;
 // Digits of a radix selection over the 31 bits of a float that is not negative, highest first.
 constexpr int kShifts[] = {20, 10, 0};
 constexpr size_t kBuckets = size_t{1} << 11;
+constexpr size_t kDrawBlock = 128;
 
 // Independent lanes let the compiler use vectors although sums and maxima of floats may not be reordered.
 constexpr size_t kLanes = 8;
@@ -63,8 +64,10 @@ void keep_top(std::span<const float> keys, std::span<float> weights, bool by_cou
     std::fill(buckets.begin(), buckets.end(), 0.0);
     for (size_t n = 0; n < count; ++n) {
       const size_t i = first ? n : static_cast<size_t>(tied[n]);
-      buckets[(bits(keys[i]) >> shift) & mask] += weight_of(i);
+      // Two histograms in turns: neighbours often share a bucket, and would wait for each other.
+      buckets[(n % 2) * kBuckets + ((bits(keys[i]) >> shift) & mask)] += weight_of(i);
     }
+    for (size_t b = 0; b <= mask; ++b) buckets[b] += buckets[kBuckets + b];
     uint32_t digit = mask;
     while (digit > 0 && above + buckets[digit] < target) above += buckets[digit--];
     cut |= digit << shift;
@@ -107,7 +110,7 @@ void SamplingOptions::validate() const {
 }
 
 Sampler::Sampler(const SamplingOptions& options, uint64_t seed, Bias bias)
-    : options_(options), rng_(seed, 0x5a3d1e), bias_(std::move(bias)), runs_(kLongestLoop), buckets_(kBuckets) {
+    : options_(options), rng_(seed, 0x5a3d1e), bias_(std::move(bias)), runs_(kLongestLoop), buckets_(2 * kBuckets) {
   options.validate();
   for (const auto& [id, value] : bias_) {
     MIAOBI_CHECK(std::isfinite(value), "expected finite biases, got ", value, " for token ", id);
@@ -252,16 +255,22 @@ int32_t Sampler::draw(float top) {
     keep_typical(total);
     total = sum_of(probs_);
   }
-  // The number of a token is where the sum of all up to it, in order of id, passes the draw.
+  // The token is where the sum of all up to it, in order of id, passes the draw: first the block, then the place.
   double left = static_cast<double>(rng_.uniform(draws_++)) * total;
-  size_t last = 0;
-  for (size_t i = 0; i < vocab; ++i) {
-    if (probs_[i] <= 0) continue;
-    left -= static_cast<double>(probs_[i]);
-    last = i;
-    if (left < 0) break;
+  size_t begin = 0;
+  for (size_t size = 0; begin < vocab; begin += size) {
+    size = std::min(kDrawBlock, vocab - begin);
+    const double sum = sum_of(std::span(probs_).subspan(begin, size));
+    if (left < sum) break;
+    left -= sum;
   }
-  return static_cast<int32_t>(last);
+  size_t chosen = vocab;
+  for (size_t i = begin; i < vocab && (left >= 0 || chosen == vocab); ++i) {
+    left -= static_cast<double>(probs_[i]);
+    if (probs_[i] > 0) chosen = i;
+  }
+  while (chosen == vocab || probs_[chosen] <= 0) --chosen;  // rounding left nothing: the last one
+  return static_cast<int32_t>(chosen);
 }
 
 }  // namespace miaobi
