@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miaobi._core import Sampler
+import miaobi
+from miaobi._core import Sampler, sample_rows
 
 VOCAB = 300
 
@@ -140,6 +141,26 @@ def test_a_draw_is_a_function_of_seed_and_number() -> None:
     assert [sampler.sample(row) for row in logits[:10]] == text(3)[:10]
     fork = sampler.fork()
     assert [fork.sample(row) for row in logits[10:]] == [sampler.sample(row) for row in logits[10:]] == text(3)[10:]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_of_a_batch_are_drawn_as_alone(threads: int) -> None:
+    miaobi.set_num_threads(threads)
+    rows = [logits_of(i) for i in range(9)]
+    banned = [np.argsort(-row)[:i].astype(np.int32) for i, row in enumerate(rows)]
+
+    def samplers() -> list[Any]:
+        return [Sampler(seed=i, top_p=0.9, no_repeat_ngram_size=1) for i in range(9)]
+
+    alone, together = samplers(), samplers()
+    for _ in range(5):
+        want = [sampler.sample(row, out) for sampler, row, out in zip(alone, rows, banned, strict=True)]
+        assert sample_rows(together, rows, banned) == want
+    assert sample_rows([], [], []) == []
+    with pytest.raises(ValueError, match="at least one finite logit"):
+        sample_rows(together[:1], [np.full(3, -np.inf, np.float32)], [ids()])
+    with pytest.raises(ValueError, match="for each of 2 samplers"):
+        sample_rows(together[:2], rows[:1], banned[:2])
 
 
 # --- the history

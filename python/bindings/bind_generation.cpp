@@ -60,6 +60,25 @@ std::span<const float> logits_of(const FloatArray& logits) {
 
 std::span<const int32_t> ids_of(const IntArray& ids) { return {ids.data(), static_cast<size_t>(ids.size())}; }
 
+std::vector<int32_t> sample_all(const std::vector<Sampler*>& samplers, const std::vector<FloatArray>& logits,
+                                const std::vector<IntArray>& banned) {
+  MIAOBI_CHECK(logits.size() == samplers.size() && banned.size() == samplers.size(),
+               "expected logits and banned ids for each of ", samplers.size(), " samplers, got ", logits.size(),
+               " and ", banned.size());
+  std::vector<SampleRow> rows;
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    MIAOBI_CHECK(samplers[i] != nullptr, "expected a sampler, got None");
+    rows.push_back({samplers[i], logits_of(logits[i]), ids_of(banned[i])});
+  }
+  {
+    const py::gil_scoped_release release;
+    sample_rows(rows);
+  }
+  std::vector<int32_t> tokens;
+  for (const SampleRow& row : rows) tokens.push_back(row.token);
+  return tokens;
+}
+
 }  // namespace
 
 void register_generation(py::module_& m) {
@@ -134,4 +153,7 @@ void register_generation(py::module_& m) {
           "fork", [](const Sampler& s) { return std::make_unique<Sampler>(s); }, "An independent copy.")
       .def_property_readonly("looping", &Sampler::looping,
                              "Whether the end of what was written says the same at least three times.");
+  m.def("sample_rows", sample_all, "samplers"_a, "logits"_a, "banned"_a,
+        "Sampler.sample of several texts, each with float32 logits (V,) and banned int32 ids, on all threads. No\n"
+        "sampler may be there twice.");
 }

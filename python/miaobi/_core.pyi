@@ -39,6 +39,7 @@ __all__: list[str] = [
     "layer_norm_layer",
     "linear",
     "matmul",
+    "sample_rows",
     "set_backend",
     "set_matmul_precision",
     "set_num_threads",
@@ -515,6 +516,16 @@ def matmul(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     op(a) op(b): float32 (M, K) x (K, N) -> (M, N).
+    """
+
+def sample_rows(
+    samplers: collections.abc.Sequence[Sampler],
+    logits: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]],
+    banned: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.int32]],
+) -> list[int]:
+    """
+    Sampler.sample of several texts, each with float32 logits (V,) and banned int32 ids, on all threads. No
+    sampler may be there twice.
     """
 
 def set_backend(name: str) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from miaobi.beam import Found, beam_search
 from miaobi.decoding import Cancelled, Decoder, advance
 from miaobi.generation import FinishReason
-from miaobi.writing import Style, Writer
+from miaobi.writing import Style, Writer, choose
 
 if TYPE_CHECKING:
     from miaobi.model import GPT
@@ -111,18 +111,21 @@ class Session:
             while waiting or active:
                 self._admit(waiting, active)
                 logits = advance([row.decoder for row in active], [row.new for row in active], self.check)
-                going_on = []
-                for begun, following in zip(active, logits, strict=True):
-                    for row in begun.with_copies():
-                        piece = row.writer.step(following)
-                        if row.writer.finish_reason is None:
-                            row.new = row.writer.new
-                            going_on.append(row)
-                        else:
-                            self._leave(row.decoder)
-                        if piece:
-                            yield row.number, piece
-                active = going_on
+                rows = [
+                    (row, following)
+                    for begun, following in zip(active, logits, strict=True)
+                    for row in begun.with_copies()
+                ]
+                active = [row for row, _ in rows]
+                tokens = choose([row.writer.choice(following) for row, following in rows])
+                for (row, following), token in zip(rows, tokens, strict=True):
+                    piece = row.writer.take(token, following)
+                    row.new = row.writer.new
+                    if row.writer.finish_reason is not None:
+                        self._leave(row.decoder)
+                    if piece:
+                        yield row.number, piece
+                active = [row for row in active if row.writer.finish_reason is None]
         except Cancelled:
             for number, writer in enumerate(writers):
                 if writer.finish_reason is None and (piece := writer.finish("cancelled")):

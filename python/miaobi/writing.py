@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from miaobi._core import Sampler
+from miaobi._core import Sampler, sample_rows
 from miaobi.constraints import Constraint, LogitsProcessor, Written
 from miaobi.generation import FinishReason, GenerationConfig, GenerationResult
 from miaobi.token_rules import BadWords, TokenRules
 
-__all__ = ["Continuation", "StopFilter", "Style", "Writer", "log_probability"]
+__all__ = ["Choice", "Continuation", "StopFilter", "Style", "Writer", "choose", "log_probability"]
 
 
 class Style:
@@ -84,6 +84,24 @@ class Style:
             bias=list(config.biases),
             seed=seed,
         )
+
+
+class Choice(NamedTuple):
+    """The arguments of a draw."""
+
+    sampler: Sampler
+    logits: NDArray[np.float32]
+    banned: NDArray[np.int32]
+
+
+def choose(choices: Sequence[Choice | int]) -> list[int]:
+    """The token of each choice; several draws run on all threads."""
+    open_ones = [choice for choice in choices if isinstance(choice, Choice)]
+    if len(open_ones) > 1:
+        drawn = iter(sample_rows(*map(list, zip(*open_ones, strict=True))))
+    else:
+        drawn = (sampler.sample(logits, banned) for sampler, logits, banned in open_ones)
+    return [next(drawn) if isinstance(choice, Choice) else choice for choice in choices]
 
 
 class Continuation:
@@ -166,7 +184,7 @@ class Continuation:
 
 
 class Writer:
-    """Writes one text, token by token: `step` until there is a `finish_reason`.
+    """Writes one text, token by token: `choice`, then `take`, until there is a `finish_reason`.
 
     keep: whether to keep tokens and their log-probabilities for `result`, too; else memory does not grow.
     """
@@ -184,20 +202,24 @@ class Writer:
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
 
-    def step(self, logits: NDArray[np.float32]) -> str:
-        """Chooses the next token by the logits (V,) of the model, and returns what can be shown now."""
+    def choice(self, logits: NDArray[np.float32]) -> Choice | int:
+        """What the sampler has to choose from by the logits (V,) of the model, or the only token that can come."""
         continuation = self._continuation
         token = continuation.forced()
         if token is None:
-            token = continuation.sampler.sample(*continuation.candidates(logits))
-        else:
-            continuation.sampler.accept(np.asarray([token], np.int32))
+            return Choice(continuation.sampler, *continuation.candidates(logits))
+        continuation.sampler.accept(np.asarray([token], np.int32))
+        return token
+
+    def take(self, token: int, logits: NDArray[np.float32]) -> str:
+        """Takes in the token that was chosen, and returns what can be shown now."""
+        continuation = self._continuation
         if token in self._style.ends:
             return self.finish("stop")
         piece = ""
         for unseen in continuation.aside():
-            piece += self._take(unseen, 0.0, seen=False)
-        piece += self._take(token, log_probability(logits, token) if self._keep else 0.0)
+            piece += self._append(unseen, 0.0, seen=False)
+        piece += self._append(token, log_probability(logits, token) if self._keep else 0.0)
         self.new = np.asarray([token], np.int32)
         if self._stop.stopped:
             self.finish_reason = "stop"
@@ -209,7 +231,7 @@ class Writer:
             piece += self.finish("loop")
         return piece
 
-    def _take(self, token: int, logprob: float, seen: bool = True) -> str:
+    def _append(self, token: int, logprob: float, seen: bool = True) -> str:
         self._continuation.append(token, seen)
         shown = self._text.feed(token)
         if self._continuation.opening and shown.strip():

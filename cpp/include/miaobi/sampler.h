@@ -82,4 +82,14 @@ class Sampler {
   std::vector<double> buckets_;
 };
 
+// One text of a batch: its sampler, of which no other row has the same, its logits and banned ids; gets its token.
+struct SampleRow {
+  Sampler* sampler;
+  std::span<const float> logits;
+  std::span<const int32_t> banned;
+  int32_t token = -1;
+};
+// sampler->sample() of all rows, on all threads.
+void sample_rows(std::span<SampleRow> rows);
+
 }  // namespace miaobi

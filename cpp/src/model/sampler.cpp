@@ -10,6 +10,7 @@
 
 #include "kernels/dispatch.h"
 #include "miaobi/check.h"
+#include "miaobi/threads.h"
 
 namespace miaobi {
 namespace {
@@ -271,6 +272,13 @@ int32_t Sampler::draw(float top) {
   }
   while (chosen == vocab || probs_[chosen] <= 0) --chosen;  // rounding left nothing: the last one
   return static_cast<int32_t>(chosen);
+}
+
+void sample_rows(std::span<SampleRow> rows) {
+  parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t i) {
+    SampleRow& row = rows[static_cast<size_t>(i)];
+    row.token = row.sampler->sample(row.logits, row.banned);
+  });
 }
 
 }  // namespace miaobi
