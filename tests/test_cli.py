@@ -96,6 +96,29 @@ def test_generate_says_what_it_sees_and_when_there_is_nothing_to_add(
     assert "the model ends the text here" in captured.err
 
 
+def test_generate_keeps_the_form_it_is_given(folder: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    def written(*options: str) -> str:
+        assert call(monkeypatch, "generate", folder, "咏", *options) == 0
+        return capsys.readouterr().out.removesuffix("\n")
+
+    poem = written("--acrostic", "春夏秋冬", "--line-length", "5").split("\n")
+    assert [(line[0], len(line), line[5]) for line in poem] == [
+        (c, 6, e) for c, e in zip("春夏秋冬", "，。，。", strict=True)
+    ]
+    assert [len(line) for line in written("--line-length", "3", "--lines", "2", "--line-ends", "；").split("\n")] == [
+        4,
+        4,
+    ]
+    text = written("--characters", "20", "--sentence-end")
+    assert (len(text), text[-1] in "。！？…!?") == (20, True)
+    assert written("--sentence-end", "--window", "auto").rstrip()
+    texts = written("-k", "3", "--bad-word", "月", "--typical-p", "0.9").split("\n\n")
+    llm = LLM.from_pretrained(folder)
+    assert "\n\n".join(texts) == "\n\n".join(
+        llm.generate_batch(["咏"], num_return_sequences=3, bad_words="月", typical_p=0.9)
+    )
+
+
 def test_chat_keeps_the_dialogue_and_obeys_commands(folder: Path) -> None:
     llm = LLM.from_pretrained(folder)
     first = llm.chat([{"role": "user", "content": "你好"}])
@@ -181,6 +204,12 @@ def test_help_imports_nothing_heavy() -> None:
         (["generate", "MODEL", "床", "--top-p", "2"], "expected top_p"),
         (["generate", "MODEL", "床", "--seed", "-1"], "expected seed"),
         (["generate", "MODEL", "床", "--window", "0"], "expected window"),
+        (["generate", "MODEL", "床", "--window", "big"], "a number of tokens or auto, got 'big'"),
+        (["generate", "MODEL", "床", "--presence-penalty", "3"], "expected presence_penalty .* from -2 to 2"),
+        (["generate", "MODEL", "床", "--acrostic", "春夏", "--lines", "3"], "expected --lines 2 with --acrostic 春夏"),
+        (["generate", "MODEL", "床", "--lines", "3"], "expected --line-length with --lines"),
+        (["generate", "MODEL", "床", "--characters", "0"], "expected characters of ExactLength"),
+        (["generate", "MODEL", "床", "-k", "2", "--greedy"], "num_return_sequences of at most num_beams=1"),
         (["generate", "MODEL", "床", "--threads", "0"], "threads"),
         (["generate", "MODEL", "床", "--num-beams", "2", "--sample"], "do_sample=False with num_beams=2"),
         (["generate", "MODEL", "\udcff"], "UTF-8"),
@@ -287,17 +316,17 @@ def _expect(terminal: int, text: str) -> None:
 
 
 def test_options_become_those_of_generate() -> None:
-    given = {"max_new_tokens": 3, "stop": [], "seed": None, "num_beams": None}
-    assert generation_options(**given, greedy=None) == {"max_new_tokens": 3}
-    assert generation_options(greedy=True, top_k=0) == {"do_sample": False, "top_k": 0}
-    assert generation_options(greedy=False) == {"do_sample": True}
-    assert generation_options(greedy=None, num_beams=2) == {"do_sample": False, "num_beams": 2}
-    assert generation_options(greedy=None, stop=["。"]) == {"stop": ["。"]}
+    given = {"max_new_tokens": 3, "stop": [], "seed": None, "num_beams": None, "model": "a folder"}
+    assert generation_options({**given, "greedy": None}) == {"max_new_tokens": 3}
+    assert generation_options({"greedy": True, "top_k": 0}) == {"do_sample": False, "top_k": 0}
+    assert generation_options({"greedy": False}) == {"do_sample": True}
+    assert generation_options({"greedy": None, "num_beams": 2}) == {"num_beams": 2, "do_sample": False}
+    assert generation_options({"stop": ["。"]}) == {"stop": ["。"]}
 
 
 @pytest.mark.parametrize("no_cache", [False, True])
 def test_the_cache_and_window_asked_for_are_used(folder: Path, no_cache: bool) -> None:
-    llm = open_llm(folder, window=9, no_cache=no_cache)
+    llm = open_llm(folder, window="9", no_cache=no_cache)
     llm.generate("床前")
     assert llm.context == 9
     assert (llm.cache_info()["used"] == 0) == no_cache

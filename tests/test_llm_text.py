@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm_helpers import CONTEXT, scripted, small_model, small_tokenizer
 
-from miaobi.decoding import StopFilter
 from miaobi.llm import LLM
 from miaobi.model import GPT
 from miaobi.token_rules import TokenRules
 from miaobi.tokenizer import JiebaTokenizer
+from miaobi.writing import StopFilter
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@
 
 #include <memory>
 #include <mutex>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "arrays.h"
@@ -52,10 +54,30 @@ FloatArray forward_cached(ModelHandle& h, CacheHandle& c, const std::vector<int6
   return logits;
 }
 
-int32_t sample(Sampler& sampler, const FloatArray& logits, const IntArray& history, const IntArray& banned) {
+std::span<const float> logits_of(const FloatArray& logits) {
   MIAOBI_CHECK(logits.ndim() == 1 && logits.size() > 0, "expected logits (V,), got ", logits.ndim(), " dimensions");
-  const py::gil_scoped_release release;
-  return sampler.sample(logits.data(), logits.size(), history.data(), history.size(), banned.data(), banned.size());
+  return {logits.data(), static_cast<size_t>(logits.size())};
+}
+
+std::span<const int32_t> ids_of(const IntArray& ids) { return {ids.data(), static_cast<size_t>(ids.size())}; }
+
+std::vector<int32_t> sample_all(const std::vector<Sampler*>& samplers, const std::vector<FloatArray>& logits,
+                                const std::vector<IntArray>& banned) {
+  MIAOBI_CHECK(logits.size() == samplers.size() && banned.size() == samplers.size(),
+               "expected logits and banned ids for each of ", samplers.size(), " samplers, got ", logits.size(),
+               " and ", banned.size());
+  std::vector<SampleRow> rows;
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    MIAOBI_CHECK(samplers[i] != nullptr, "expected a sampler, got None");
+    rows.push_back({samplers[i], logits_of(logits[i]), ids_of(banned[i])});
+  }
+  {
+    const py::gil_scoped_release release;
+    sample_rows(rows);
+  }
+  std::vector<int32_t> tokens;
+  for (const SampleRow& row : rows) tokens.push_back(row.token);
+  return tokens;
 }
 
 }  // namespace
@@ -93,16 +115,46 @@ void register_generation(py::module_& m) {
         "Appends flat int32 ids (N,), cut by int64 offsets (S+1,), to S cached sequences; logits (S, V) after the\n"
         "last id of each.");
 
-  py::class_<Sampler>(m, "Sampler", "From logits to the next token; the n-th draw is a function of seed and n.")
-      .def(py::init([](bool do_sample, float temperature, int64_t top_k, float top_p, float min_p,
-                       float repetition_penalty, int64_t no_repeat_ngram_size, uint64_t seed) {
-             return std::make_unique<Sampler>(
-                 SamplingOptions{do_sample, temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size},
-                 seed);
-           }),
-           "do_sample"_a = true, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
-           "repetition_penalty"_a = 1.0f, "no_repeat_ngram_size"_a = 0, "seed"_a = 0)
-      .def("sample", sample, "logits"_a.noconvert(), "history"_a.noconvert(),
-           "banned"_a.noconvert() = IntArray(std::vector<py::ssize_t>{0}),
-           "The next token for float32 logits (V,), given all int32 tokens so far; banned ids are never chosen.");
+  // The GIL is kept: a token takes some microseconds, and to get the GIL back may take milliseconds.
+  py::class_<Sampler>(m, "Sampler", "Chooses the tokens of one text; the n-th draw is a function of seed and n.")
+      .def(
+          py::init([](bool do_sample, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
+                      float repetition_penalty, float presence_penalty, float frequency_penalty, int64_t penalty_window,
+                      int64_t no_repeat_ngram_size, int64_t history, Sampler::Bias bias, uint64_t seed) {
+            return std::make_unique<Sampler>(
+                SamplingOptions{do_sample, temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
+                                presence_penalty, frequency_penalty, penalty_window, no_repeat_ngram_size, history},
+                seed, std::move(bias));
+          }),
+          "do_sample"_a = true, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
+          "typical_p"_a = 1.0f, "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f,
+          "frequency_penalty"_a = 0.0f, "penalty_window"_a = 0, "no_repeat_ngram_size"_a = 0, "history"_a = 1024,
+          "bias"_a = Sampler::Bias{}, "seed"_a = 0,
+          "bias: (id, value) pairs that are added to the logits; history: tokens that are remembered.")
+      .def(
+          "accept", [](Sampler& s, const IntArray& ids, bool written) { s.accept(ids_of(ids), written); },
+          "ids"_a.noconvert(), "written"_a = true, "Appends int32 ids to the text, as written or of the prompt.")
+      .def(
+          "sample",
+          [](Sampler& s, const FloatArray& logits, const IntArray& banned) {
+            return s.sample(logits_of(logits), ids_of(banned));
+          },
+          "logits"_a.noconvert(), "banned"_a.noconvert() = IntArray(std::vector<py::ssize_t>{0}),
+          "The next token for float32 logits (V,), accepted as written; banned int32 ids are never chosen.")
+      .def(
+          "log_probabilities",
+          [](Sampler& s, const FloatArray& logits, const IntArray& banned) {
+            FloatArray out(logits.size());
+            s.log_probabilities(logits_of(logits), ids_of(banned), out.mutable_data());
+            return out;
+          },
+          "logits"_a.noconvert(), "banned"_a.noconvert() = IntArray(std::vector<py::ssize_t>{0}),
+          "log(softmax) (V,) after penalties and bans; no token is accepted.")
+      .def(
+          "fork", [](const Sampler& s) { return std::make_unique<Sampler>(s); }, "An independent copy.")
+      .def_property_readonly("looping", &Sampler::looping,
+                             "Whether the end of what was written says the same at least three times.");
+  m.def("sample_rows", sample_all, "samplers"_a, "logits"_a, "banned"_a,
+        "Sampler.sample of several texts, each with float32 logits (V,) and banned int32 ids, on all threads. No\n"
+        "sampler may be there twice.");
 }

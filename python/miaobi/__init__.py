@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         set_num_threads,
     )
     from miaobi.errors import FormatError
-    from miaobi.generation import GenerationConfig
+    from miaobi.generation import GenerationConfig, GenerationResult
     from miaobi.layers import (
         FeedForward,
         FusedGELULinear,
@@ -46,7 +46,7 @@ _HOMES = {
         "set_matmul_precision set_num_threads"
     ),
     "errors": "FormatError",
-    "generation": "GenerationConfig",
+    "generation": "GenerationConfig GenerationResult",
     "layers": ("FeedForward FusedGELULinear FusedLayerNormLinear LayerNorm Linear SelfAttention TransformerBlock"),
     "llm": "LLM",
     "lru_cache": "get_cache_hit_rate reset_cache_stats",
@@ -69,6 +69,7 @@ __all__ = [
     "FusedLayerNormLinear",
     "GPTConfig",
     "GenerationConfig",
+    "GenerationResult",
     "JiebaTokenizer",
     "LayerNorm",
     "Linear",

@@ -41,6 +41,7 @@ __all__: list[str] = [
     "layer_norm_layer",
     "linear",
     "matmul",
+    "sample_rows",
     "set_backend",
     "set_matmul_precision",
     "set_num_threads",
@@ -316,7 +317,7 @@ class KVCache:
 
 class Sampler:
     """
-    From logits to the next token; the n-th draw is a function of seed and n.
+    Chooses the tokens of one text; the n-th draw is a function of seed and n.
     """
     def __init__(
         self,
@@ -325,18 +326,45 @@ class Sampler:
         top_k: typing.SupportsInt | typing.SupportsIndex = 0,
         top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        typical_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        presence_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        frequency_penalty: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        penalty_window: typing.SupportsInt | typing.SupportsIndex = 0,
         no_repeat_ngram_size: typing.SupportsInt | typing.SupportsIndex = 0,
+        history: typing.SupportsInt | typing.SupportsIndex = 1024,
+        bias: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+        ] = [],
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
-    ) -> None: ...
+    ) -> None:
+        """
+        bias: (id, value) pairs that are added to the logits; history: tokens that are remembered.
+        """
+    def accept(self, ids: numpy.typing.NDArray[numpy.int32], written: bool = True) -> None:
+        """
+        Appends int32 ids to the text, as written or of the prompt.
+        """
+    def fork(self) -> Sampler:
+        """
+        An independent copy.
+        """
+    def log_probabilities(
+        self, logits: numpy.typing.NDArray[numpy.float32], banned: numpy.typing.NDArray[numpy.int32] = ...
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        log(softmax) (V,) after penalties and bans; no token is accepted.
+        """
     def sample(
-        self,
-        logits: numpy.typing.NDArray[numpy.float32],
-        history: numpy.typing.NDArray[numpy.int32],
-        banned: numpy.typing.NDArray[numpy.int32] = ...,
+        self, logits: numpy.typing.NDArray[numpy.float32], banned: numpy.typing.NDArray[numpy.int32] = ...
     ) -> int:
         """
-        The next token for float32 logits (V,), given all int32 tokens so far; banned ids are never chosen.
+        The next token for float32 logits (V,), accepted as written; banned int32 ids are never chosen.
+        """
+    @property
+    def looping(self) -> bool:
+        """
+        Whether the end of what was written says the same at least three times.
         """
 
 class SafetensorsFile:
@@ -528,6 +556,16 @@ def matmul(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     op(a) op(b): float32 (M, K) x (K, N) -> (M, N), in `out` where it is given.
+    """
+
+def sample_rows(
+    samplers: collections.abc.Sequence[Sampler],
+    logits: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]],
+    banned: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.int32]],
+) -> list[int]:
+    """
+    Sampler.sample of several texts, each with float32 logits (V,) and banned int32 ids, on all threads. No
+    sampler may be there twice.
     """
 
 def set_backend(name: str) -> None:

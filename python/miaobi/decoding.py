@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What a model sees of a growing text, with a KV cache or without, and the text that its tokens become."""
+"""What a model sees of a growing text, with a KV cache or without: the only place where texts meet the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from miaobi._core import KVCache
     from miaobi.model import GPT
 
-__all__ = ["Decoder", "StopFilter", "advance", "kept_tokens"]
+__all__ = ["Cancelled", "Decoder", "advance", "all_logits", "kept_tokens"]
+
+# Rows of one step: enough to keep the matrix products busy, few enough to stop within a fraction of a second.
+_STEP_ROWS: Final = 128
+
+
+class Cancelled(Exception):
+    """What a check raises where the text is to end: no error, somebody asked for it."""
 
 
 def kept_tokens(limit: int) -> int:
@@ -60,18 +67,24 @@ class Decoder:
             self.cache.free_sequence(self.sequence)
             self.sequence = -1
 
+    def shared(self, tokens: Sequence[int]) -> int:
+        """How many tokens `rewind` would not have to encode again."""
+        wanted = self._window(tokens)
+        most = min(self._length, len(wanted) - 1)
+        different = np.flatnonzero(self._tokens[:most] != wanted[:most])
+        return int(different[0]) if len(different) else most
+
     def rewind(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         """Forgets what is not the beginning of `tokens`, and returns the rest of them, at least one, for `advance`.
 
         Of more than `limit` tokens the most recent part counts, as if the context had become full.
         """
+        self._truncate(self.shared(tokens))
+        return self._window(tokens)[self._length :]
+
+    def _window(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         wanted = np.asarray(tokens, np.int32)
-        if len(wanted) > self.limit:
-            wanted = wanted[-max(kept_tokens(self.limit), 1) :]
-        most = min(self._length, len(wanted) - 1)
-        different = np.flatnonzero(self._tokens[:most] != wanted[:most])
-        self._truncate(int(different[0]) if len(different) else most)
-        return wanted[self._length :]
+        return wanted if len(wanted) <= self.limit else wanted[-max(kept_tokens(self.limit), 1) :]
 
     def _truncate(self, length: int) -> None:
         self._length = length
@@ -81,8 +94,8 @@ class Decoder:
     def _append(self, new: NDArray[np.int32]) -> NDArray[np.int32]:
         """Takes in tokens and returns those that the model has to encode for it: `new`, or all that are kept."""
         begin = self._length
-        if begin + len(new) > self.limit:  # `rewind` leaves no more than fits, so it is one token that does not
-            kept = kept_tokens(self.limit)
+        if begin + len(new) > self.limit:
+            kept = max(min(kept_tokens(self.limit), self.limit - len(new)), 0)
             self._tokens[:kept] = self._tokens[begin - kept : begin].copy()
             self._truncate(0)
             self._length = kept
@@ -92,61 +105,80 @@ class Decoder:
         self._length = end
         return self._tokens[begin:end]
 
+    def _settle(self) -> None:
+        """Forgets what the cache does not have: after a step that was broken off."""
+        if self.cache is not None:
+            self._length = min(self._length, self.cache.length(self.sequence))
 
-def advance(decoders: Sequence[Decoder], new: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
-    """Appends one or more `new` tokens to each decoder and returns the logits (S, V) of what follows each.
 
-    All decoders have the same model, and the same cache or none; without one everything is computed again.
+def _go_on() -> None:
+    """The check that never stops."""
+
+
+def advance(
+    decoders: Sequence[Decoder], new: Sequence[NDArray[np.int32]], check: Callable[[], None] = _go_on
+) -> NDArray[np.float32]:
+    """Appends one or more `new` tokens, at most `limit`, to each decoder; the logits (S, V) of what follows each.
+
+    All decoders have the same model, and the same cache or none; without one everything is computed again. A long
+    text is encoded in steps, and `check` is called before each: what it raises leaves all decoders usable.
     """
-    first = decoders[0]
     parts = [decoder._append(ids) for decoder, ids in zip(decoders, new, strict=True)]
-    if first.cache is None:
-        parts = [decoder.tokens for decoder in decoders]
-    ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    offsets = np.asarray([0, *accumulate(map(len, parts))], np.int64)
-    logits: NDArray[np.float32]
-    if first.cache is None:
-        logits = first.model.forward(ids, offsets)[offsets[1:] - 1]
-    else:
-        logits = first.model.forward_cached(first.cache, [decoder.sequence for decoder in decoders], ids, offsets)
+    try:
+        return _logits(decoders, parts, check)
+    except BaseException:
+        for decoder in decoders:
+            decoder._settle()
+        raise
+
+
+def all_logits(decoder: Decoder, new: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Appends any number of tokens and gives the logits (n, V) of what follows each of them.
+
+    The same, to rounding, however the tokens are cut into calls, and with a cache or without.
+    """
+    rows = []
+    while len(new):
+        room = decoder.limit - len(decoder.tokens) or 1  # one token more makes room
+        part, new = new[:room], new[room:]
+        last = advance([decoder], [part])
+        if len(part) > 1:  # the cache gives the last row only; the others come from one pass over all tokens
+            ids, offsets = _ragged([decoder.tokens])
+            rows.append(decoder.model.forward(ids, offsets)[-len(part) : -1])
+        rows.append(last)
+    return np.concatenate(rows)
+
+
+def _logits(
+    decoders: Sequence[Decoder], parts: Sequence[NDArray[np.int32]], check: Callable[[], None]
+) -> NDArray[np.float32]:
+    """The logits after the tokens that each decoder has taken in, of which the model has not seen `parts`."""
+    model, cache = decoders[0].model, decoders[0].cache
+    check()
+    if cache is None:
+        return model.forward_last(*_ragged([decoder.tokens for decoder in decoders]))
+    if sum(map(len, parts)) <= _STEP_ROWS:
+        return model.forward_cached(cache, [decoder.sequence for decoder in decoders], *_ragged(parts))
+    logits = np.empty((len(decoders), model.config.vocab_size), np.float32)
+    waiting = list(enumerate(parts))
+    while waiting:
+        check()
+        room, step = _STEP_ROWS, []
+        while waiting and room > 0:
+            number, part = waiting.pop(0)
+            step.append((number, part[:room]))
+            if len(part) > room:
+                waiting.insert(0, (number, part[room:]))
+            room -= len(part)
+        numbers = [number for number, _ in step]
+        sequences = [decoders[number].sequence for number in numbers]
+        # Of a part that goes on in the next step, the row is overwritten there.
+        logits[numbers] = model.forward_cached(cache, sequences, *_ragged([part for _, part in step]))
     return logits
 
 
-class StopFilter:
-    """Cuts a text that comes in pieces before the stop string that is complete first, whatever the pieces are.
-
-    A piece that may be the beginning of a stop string is held back until it is decided.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.stopped = False
-
-    def feed(self, piece: str) -> str:
-        """What can be shown now that `piece` has come."""
-        if not self._stops:
-            return piece
-        text = self._held + piece
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)[1]]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        cut = len(text) - held
-        self._held = text[cut:]
-        return text[:cut]
-
-    def finish(self) -> str:
-        """What was held back and is no stop string after all."""
-        rest, self._held = self._held, ""
-        return rest
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins, but is not complete."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+def _ragged(parts: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Flat ids and their offsets."""
+    if len(parts) == 1:
+        return parts[0], np.asarray([0, len(parts[0])], np.int64)
+    return np.concatenate(parts), np.asarray([0, *accumulate(map(len, parts))], np.int64)

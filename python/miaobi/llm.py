@@ -8,27 +8,32 @@ import logging
 import os
 import secrets
 import threading
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from miaobi import chat
-from miaobi.beam import beam_search
-from miaobi.decoding import Decoder, StopFilter, advance, kept_tokens
+from miaobi._arrays import as_ids
+from miaobi.decoding import kept_tokens
 from miaobi.errors import FormatError
-from miaobi.generation import GenerationConfig
+from miaobi.generation import FinishReason, GenerationConfig, GenerationResult
 from miaobi.scoring import Score, score_documents
+from miaobi.session import TextStream
+from miaobi.session_pool import SessionPool, Window
 from miaobi.token_rules import TokenRules
 from miaobi.tokenizer import JiebaTokenizer
+from miaobi.writing import StopFilter, Style, Writer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from miaobi.constraints import LogitsProcessor
     from miaobi.generation import GenerationOptions
     from miaobi.model import GPT
 
@@ -36,8 +41,7 @@ __all__ = ["LLM"]
 
 _log = logging.getLogger(__name__)
 _TOKENIZER_HASH: Final = "miaobi_tokenizer_hash"
-_FORK_ROOM: Final = 64  # forks may hold a block that is not full and its copy: two blocks of 32 tokens
-_SAMPLED_WEIGHTS: Final = 4096  # few enough to read in microseconds; any step of an optimizer changes some of them
+_SEEDS: Final = 2**64
 
 
 class LLM:
@@ -45,8 +49,9 @@ class LLM:
 
     The text before a continuation is encoded once and kept in a KV cache, and the next call goes on from there if its
     prompt begins in the same way, as a dialogue does. A text may become longer than the model's context: the model then
-    sees its most recent part. All methods may be called from several threads. Weights that are changed by hand
-    through `model.parameters()` want `clear_kv_cache()`; after a step of an optimizer it is done by itself.
+    sees its most recent part. All methods may be called from several threads, which then write at the same time, each
+    with a cache of its own. Weights that are changed by hand through `model.parameters()` want `clear_kv_cache()`;
+    after a step of an optimizer it is done by itself.
     """
 
     def __init__(
@@ -59,15 +64,9 @@ class LLM:
                 f"{model.config.vocab_size} and a tokenizer with {tokenizer.vocab_size}; use the tokenizer that the "
                 "model was trained with"
             )
-        self._model: GPT | None = model
+        self._pool = SessionPool(model)
         self.tokenizer: Final = tokenizer
         self.generation_config = generation_config or GenerationConfig()
-        # Guards what follows. Reentrant: the collector may close an abandoned stream while this thread has it.
-        self._lock = threading.RLock()
-        self._cached = True
-        self._window: int | None = None
-        self._idle: Decoder | None = None  # what the last finished text left in the cache
-        self._idle_weights = b""
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> LLM:
@@ -107,61 +106,158 @@ class LLM:
     @property
     def model(self) -> GPT:
         """The model. Raises ValueError after `close`."""
-        if self._model is None:
-            raise ValueError("[llm] this LLM is closed; make another one with LLM.from_pretrained(dir)")
-        return self._model
-
-    def _check_open(self) -> None:
-        """Raises ValueError after `close`."""
-        self.model  # noqa: B018
+        return self._pool.model
 
     @property
     def context(self) -> int:
         """The most tokens that the model sees at once: its n_positions, or the window if that is less."""
-        positions = self.model.config.n_positions
-        return positions if self._window is None else min(positions, self._window)
+        return self._pool.context
 
     def __repr__(self) -> str:
-        if self._model is None:
+        try:
+            return f"LLM({self.model.num_parameters:,} parameters, {self.tokenizer!r}, context={self.context})"
+        except ValueError:
             return "LLM(closed)"
-        return f"LLM({self._model.num_parameters:,} parameters, {self.tokenizer!r}, context={self.context})"
 
-    def generate(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> str:
+    @overload
+    def generate(
+        self,
+        prompt: str = ...,
+        *,
+        return_details: Literal[False] = ...,
+        processors: Sequence[LogitsProcessor] = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: str = ...,
+        *,
+        return_details: Literal[True],
+        processors: Sequence[LogitsProcessor] = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> GenerationResult: ...
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        return_details: bool = False,
+        processors: Sequence[LogitsProcessor] = (),
+        **options: Unpack[GenerationOptions],
+    ) -> str | GenerationResult:
         """The continuation of `prompt`, without it; "" if the model ends the text there.
 
         It is always valid Unicode text. A last character that `max_new_tokens` leaves incomplete is left out.
 
-        The options are the fields of `GenerationConfig` and change `generation_config` for this call. Raises ValueError
-        for an unknown option or a value out of range.
+        The options are the fields of `GenerationConfig` and change `generation_config` for this call. `processors` are
+        constraints on the text, or functions that change the logits (`miaobi.constraints`). With `return_details` the
+        result is a `GenerationResult`: text, tokens, log-probabilities, why it ended. Raises ValueError for an unknown
+        option or a value out of range.
         """
-        return "".join(self.stream(prompt, **options))
+        config = _for_one(self.generation_config.replaced(options))
+        style = self._style(config, processors)
+        (result,) = self._complete([self._document(prompt)], style, return_details)
+        return result if return_details else result.text
 
-    def stream(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> Generator[str, None, None]:
+    @overload
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        return_details: Literal[False] = ...,
+        processors: Sequence[LogitsProcessor] = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> list[str]: ...
+    @overload
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        return_details: Literal[True],
+        processors: Sequence[LogitsProcessor] = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> list[GenerationResult]: ...
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        return_details: bool = False,
+        processors: Sequence[LogitsProcessor] = (),
+        **options: Unpack[GenerationOptions],
+    ) -> list[str] | list[GenerationResult]:
+        """The continuations of several prompts, written together: `num_return_sequences` for each, in order.
+
+        Text number k is what `generate` gives with its prompt and the seed `seed + k` (modulo 2**64): which others are
+        written with it changes nothing. Options and errors are those of `generate`.
+        """
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"[llm] expected prompts to be a list of texts, got {prompts!r:.80}")
+        style = self._style(self.generation_config.replaced(options), processors)
+        results = self._complete([self._document(prompt) for prompt in prompts], style, return_details)
+        return results if return_details else [result.text for result in results]
+
+    def stream(
+        self, prompt: str = "", *, processors: Sequence[LogitsProcessor] = (), **options: Unpack[GenerationOptions]
+    ) -> TextStream:
         """The continuation of `prompt` in pieces, as it is written; joined they are what `generate` returns.
 
-        A piece never ends within a character, nor within a stop string. Closing the iterator ends the generation. With
-        num_beams > 1 there is one piece. Raises as `generate`, at once.
+        A piece never ends within a character, nor within a stop string. Closing the iterator ends the generation, and
+        so does its `cancel()`, from any thread. With num_beams > 1 there is one piece. Raises as `generate`, at once.
         """
-        config = self.generation_config.replaced(options)
-        self._check_open()
-        return self._write(self._document(prompt), config, config.stop_strings)
+        config = _for_one(self.generation_config.replaced(options))
+        return self._stream(self._document(prompt), self._style(config, processors))
 
-    def chat(self, messages: Sequence[Mapping[str, str]], **options: Unpack[GenerationOptions]) -> str:
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        return_details: Literal[False] = ...,
+        processors: Sequence[LogitsProcessor] = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> str: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        return_details: Literal[True],
+        processors: Sequence[LogitsProcessor] = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> GenerationResult: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        return_details: bool = False,
+        processors: Sequence[LogitsProcessor] = (),
+        **options: Unpack[GenerationOptions],
+    ) -> str | GenerationResult:
         """The answer to a dialogue: [{"role": "user", "content": "..."}, ...], whose last message is the user's.
 
-        An answer has at least one visible character. Of a dialogue that leaves less than a quarter of the context for
+        An answer has at least one visible character. Small models repeat themselves, so what it has said is made a
+        little less likely, and a loop ends it: `frequency_penalty`, `penalty_window` and `stop_on_loop` have other
+        defaults here (`generation.CHAT_DEFAULTS`). Of a dialogue that leaves less than a quarter of the context for
         the answer the oldest turns are left out, but a first message with the role "system" is not. Raises as
         `generate`, and ValueError if the messages are not as they should be.
         """
-        return "".join(self.stream_chat(messages, **options))
+        prompt, style = self._dialogue(messages, options, processors)
+        (result,) = self._complete([prompt], style, return_details)
+        return result if return_details else result.text
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, str]], **options: Unpack[GenerationOptions]
-    ) -> Generator[str, None, None]:
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+        **options: Unpack[GenerationOptions],
+    ) -> TextStream:
         """The answer to a dialogue in pieces, as it is written; joined they are what `chat` returns."""
-        config = self.generation_config.replaced(options)
-        prompt = self._document(chat.render(self.fit_dialogue(messages), add_generation_prompt=True))
-        return self._write(prompt, config, config.stop_strings + chat.TURN_STARTS, is_answer=True)
+        return self._stream(*self._dialogue(messages, options, processors))
+
+    def cancel(self) -> None:
+        """Ends all that is being written, within a token or a step of the prompt; from any thread."""
+        self._pool.cancel()
 
     def fit_dialogue(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
         """The part of a dialogue that `chat` shows to the model: all of it, or its most recent turns."""
@@ -181,37 +277,43 @@ class LLM:
                 first = i
         return [*messages[:head], *messages[first:]]
 
-    def enable_kv_cache(self, window: int | None = None) -> None:
+    def enable_kv_cache(self, window: Window = None) -> None:
         """Uses the KV cache, as from the beginning. With `window` the model sees at most that many of the last tokens.
 
         A full context or window, which is where the memory ends, too, is encoded again from its most recent three
-        quarters, every context / 4 tokens: that is 3 tokens of prefill for each token written.
+        quarters, every context / 4 tokens: that is 3 tokens of prefill for each token written. `window="auto"` takes
+        only the memory that prompt and answer need, doubling it as a dialogue grows, up to the context: the texts are
+        those of window=None.
         """
-        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-            raise ValueError(f"[llm] expected window to be None or an integer of at least 1, got {window!r}")
-        with self._lock:
-            self._check_open()
-            self._cached, self._window, self._idle = True, window, None
+        if window not in (None, "auto") and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+            raise ValueError(f'[llm] expected window to be None, "auto" or an integer of at least 1, got {window!r}')
+        self._pool.configure(True, window)
 
     def disable_kv_cache(self) -> None:
         """Computes all that the model sees again for each token: the same text, slower. A window stays as it is."""
-        with self._lock:
-            self._check_open()
-            self._cached, self._idle = False, None
+        self._pool.configure(False, self._pool.window)
 
     def clear_kv_cache(self) -> None:
         """Forgets the text of earlier calls and gives its memory back."""
-        with self._lock:
-            self._check_open()
-            self._idle = None
+        self._pool.clear()
 
     def cache_info(self) -> dict[str, int]:
-        """What the KV cache keeps between calls: {"capacity": tokens, "used": tokens, "bytes": memory}."""
-        with self._lock:
-            self._check_open()
-            if self._idle is None or self._idle.cache is None:
-                return {"capacity": 0, "used": 0, "bytes": 0}
-            return dict(self._idle.cache.info())
+        """What the KV caches hold, those of running calls and what is kept between calls.
+
+        {"capacity": tokens, "used": tokens, "bytes": memory}.
+        """
+        return self._pool.info()
+
+    def forward_with_kv_cache(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The logits (n, V) of what follows each of some ids (n,), n >= 1, that go on from those of earlier calls.
+
+        The same, to rounding, however the ids are cut into calls, and with the cache or without. `clear_kv_cache` and
+        its siblings begin a new text. When the context is full its most recent part is encoded again, as in writing.
+        """
+        new = as_ids(ids, "ids")
+        if new.ndim != 1 or not len(new):
+            raise ValueError(f"[llm] expected ids (n,) with n >= 1, got shape {new.shape}")
+        return self._pool.forward(new)
 
     def score(self, text: str) -> Score:
         """What it costs the model to predict `text` as a document of its own, up to and with the end token."""
@@ -224,9 +326,11 @@ class LLM:
         return self.score(text).perplexity
 
     def close(self) -> None:
-        """Releases the cache and the model; a second call does nothing, any other method raises ValueError."""
-        with self._lock:
-            self._model = self._idle = None
+        """Releases the cache and the model; a second call does nothing, any other method raises ValueError.
+
+        What is being written raises ValueError at its next token.
+        """
+        self._pool.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -240,112 +344,109 @@ class LLM:
         """The ids of a document that begins with `text`."""
         return [self.tokenizer.bos_token_id, *self.tokenizer.encode(text)]
 
-    def _write(
-        self, prompt: list[int], config: GenerationConfig, stops: Sequence[str], is_answer: bool = False
-    ) -> Generator[str, None, None]:
-        """The text after `prompt`, in pieces."""
-        filtered = StopFilter(stops)
-        if config.num_beams > 1:
-            text = filtered.feed(self._search(prompt, config, stops, is_answer)) + filtered.finish()
-            if text:
-                yield text
-            return
-        seed = secrets.randbits(64) if config.seed is None else config.seed
-        decoder = self._take()
-        try:
-            yield from self._sample(decoder, prompt, config, filtered, seed, is_answer)
-        except GeneratorExit:  # raised at a yield, where the decoder is whole; elsewhere it may not be, and is dropped
-            self._give(decoder)
-            raise
-        self._give(decoder)
-
-    def _sample(
+    def _style(
         self,
-        decoder: Decoder,
-        prompt: list[int],
         config: GenerationConfig,
-        filtered: StopFilter,
-        seed: int,
-        is_answer: bool,
+        processors: Sequence[LogitsProcessor],
+        more_stops: Sequence[str] = (),
+        is_answer: bool = False,
+    ) -> Style:
+        """How the texts of one call are written. Raises ValueError after `close`."""
+        stops = (*config.stop_strings, *more_stops)
+        return Style(self._rules, config, self.context, stops=stops, processors=processors, is_answer=is_answer)
+
+    def _dialogue(
+        self, messages: Sequence[Mapping[str, str]], options: GenerationOptions, processors: Sequence[LogitsProcessor]
+    ) -> tuple[list[int], Style]:
+        """The prompt of a dialogue, and how it is answered."""
+        config = _for_one(self.generation_config.for_chat(options))
+        prompt = self._document(chat.render(self.fit_dialogue(messages), add_generation_prompt=True))
+        return prompt, self._style(config, processors, chat.TURN_STARTS, is_answer=True)
+
+    def _complete(self, prompts: list[list[int]], style: Style, details: bool) -> list[GenerationResult]:
+        """All texts of a call."""
+        config = style.config
+        seed = _seed(config)
+        if config.num_beams > 1:
+            return [result for prompt in prompts for result in self._search(prompt, style, seed, threading.Event())]
+        each = config.num_return_sequences
+        writers = [
+            Writer(style, prompt, (seed + number) % _SEEDS, details)
+            for number, prompt in enumerate(prompt for prompt in prompts for _ in range(each))
+        ]
+        pieces: list[list[str]] = [[] for _ in writers]
+        for number, piece in self._write(writers, style, threading.Event()):
+            pieces[number].append(piece)
+        return [writer.result("".join(text)) for writer, text in zip(writers, pieces, strict=True)]
+
+    def _stream(self, prompt: list[int], style: Style) -> TextStream:
+        """One text, as it is written."""
+        cancelled = threading.Event()
+        seed = _seed(style.config)
+        if style.config.num_beams > 1:
+            outcome = _SearchOutcome(seed)
+            return TextStream(self._searched(prompt, style, outcome, cancelled), outcome, cancelled)
+        writer = Writer(style, prompt, seed, keep=False)
+        pieces = (piece for _, piece in self._write([writer], style, cancelled))
+        return TextStream(pieces, writer, cancelled)
+
+    def _write(
+        self, writers: list[Writer], style: Style, cancelled: threading.Event
+    ) -> Generator[tuple[int, str], None, None]:
+        """What each text shows next, as (its number, piece)."""
+        if not writers:
+            return
+        tokens = max(len(writer.prompt) for writer in writers) + style.max_new_tokens
+        with self._pool.session(cancelled, writers[0].prompt, tokens, len(writers)) as session:
+            yield from session.write(writers)
+
+    def _search(self, prompt: list[int], style: Style, seed: int, cancelled: threading.Event) -> list[GenerationResult]:
+        """The texts that beam search finds, best first."""
+        tokens, beams = len(prompt) + style.max_new_tokens, style.config.num_beams
+        with self._pool.session(cancelled, prompt, tokens, beams, all_at_once=True) as session:
+            found = session.search(style, prompt)
+        results = []
+        for _, ids, logprobs, reason in found:
+            text, stop = self.tokenizer.decode_stream(), StopFilter(style.stops)
+            shown = stop.feed("".join([text.feed(token) for token in ids]))
+            shown += "" if stop.stopped else stop.finish()
+            results.append(GenerationResult(shown, tuple(ids), tuple(logprobs), reason, len(prompt), seed))
+        return results
+
+    def _searched(
+        self, prompt: list[int], style: Style, outcome: _SearchOutcome, cancelled: threading.Event
     ) -> Generator[str, None, None]:
-        """The text after `prompt`, token by token."""
-        from miaobi._core import Sampler
-
-        sampler = Sampler(
-            do_sample=config.do_sample,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            repetition_penalty=config.repetition_penalty,
-            no_repeat_ngram_size=config.no_repeat_ngram_size,
-            seed=seed,
-        )
-        text = self.tokenizer.decode_stream()
-        opening = is_answer
-        written: deque[int] = deque(maxlen=3)  # as many as the rules look at
-        new = decoder.rewind(prompt)
-        for _ in range(config.max_new_tokens):
-            self._check_open()  # it may have been closed since the last token
-            logits = advance([decoder], [new])[0]
-            token = sampler.sample(logits, decoder.tokens, self._rules.banned(written, opening))
-            if token == self.tokenizer.eos_token_id:
-                break
-            written.append(token)
-            shown = text.feed(token)
-            opening = opening and not shown.strip()
-            piece = filtered.feed(shown)
-            if piece:
-                yield piece
-            if filtered.stopped:
-                return
-            new = np.asarray([token], np.int32)
-        rest = filtered.finish()  # what `text` may still hold are bytes of a character that is not complete
-        if rest:
-            yield rest
-
-    def _search(self, prompt: list[int], config: GenerationConfig, stops: Sequence[str], is_answer: bool) -> str:
-        """The text after `prompt` that beam search finds."""
-        decoder = self._new_decoder(config.num_beams)
-        ids = beam_search(
-            decoder,
-            decoder.rewind(prompt),
-            config,
-            eos=self.tokenizer.eos_token_id,
-            banned=lambda ids: self._rules.banned(ids, opening=is_answer and not ids),
-            ends=lambda ids: any(stop in self.tokenizer.decode(ids) for stop in stops),
-        )
-        text = self.tokenizer.decode_stream()
-        return "".join([text.feed(token) for token in ids])
-
-    def _new_decoder(self, sequences: int = 1) -> Decoder:
-        """A decoder that has seen nothing, whose cache has room for some texts of full length."""
-        size = self.context if sequences == 1 else (self.context + _FORK_ROOM) * sequences
-        return Decoder(self.model, self.context, self.model.new_cache(size) if self._cached else None)
-
-    def _take(self) -> Decoder:
-        """The decoder of the last text if nobody has it and it still holds, else a new one."""
-        with self._lock:
-            decoder, self._idle = self._idle, None
-            if decoder is None or self._idle_weights != self._weights():
-                decoder = self._new_decoder()
-            return decoder
-
-    def _give(self, decoder: Decoder) -> None:
-        """Keeps what a text left in its decoder for the next call, unless the settings changed meanwhile."""
-        with self._lock:
-            if self._model is None or decoder.limit != self.context or (decoder.cache is not None) != self._cached:
-                return
-            self._idle, self._idle_weights = decoder, self._weights()
-
-    def _weights(self) -> bytes:
-        """A sample of the parameters, to see whether they changed."""
-        arena = self.model.arena
-        return arena[:: max(len(arena) // _SAMPLED_WEIGHTS, 1)].tobytes()
+        """The text that beam search finds, as one piece."""
+        (result,) = self._search(prompt, style, outcome.seed, cancelled)
+        outcome.finish_reason = result.finish_reason
+        if result.text:
+            yield result.text
 
     @cached_property
     def _rules(self) -> TokenRules:
         return TokenRules(self.tokenizer)
+
+
+@dataclass
+class _SearchOutcome:
+    """How a beam search that is streamed ended."""
+
+    seed: int
+    finish_reason: FinishReason | None = None
+
+
+def _seed(config: GenerationConfig) -> int:
+    return secrets.randbits(64) if config.seed is None else config.seed
+
+
+def _for_one(config: GenerationConfig) -> GenerationConfig:
+    """The configuration, if it is for one text."""
+    if config.num_return_sequences > 1:
+        raise ValueError(
+            f"[llm] expected num_return_sequences=1 for one text, got {config.num_return_sequences}; for several use "
+            "generate_batch([prompt], num_return_sequences=...)"
+        )
+    return config
 
 
 def _check_tokenizer(config_path: Path, tokenizer: JiebaTokenizer) -> None:

@@ -23,6 +23,7 @@ __all__ = ["CONFIG_FILE", "GPT", "WEIGHTS_FILE", "AdamW", "GPTConfig", "KVCache"
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_CACHE_BLOCK = 32  # tokens by which a cache hands out room
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "relu")
 
 Array = npt.NDArray[np.float32]
@@ -228,6 +229,16 @@ class GPT:
         ValueError past ``n_positions`` and where the pool is exhausted; the cache is then as it was.
         """
         return _core.forward_cached(self._core, cache, list(sequences), as_ids(ids, "ids"), as_offsets(offsets))
+
+    def forward_last(self, ids: npt.ArrayLike, offsets: npt.ArrayLike) -> Array:
+        """Logits (S, V) after the last of flat ids, cut by offsets (S+1,), with nothing kept from before or for later.
+
+        They have the bits of ``forward_cached`` for the same texts, however those were cut into steps.
+        """
+        bounds = as_offsets(offsets)
+        lengths = np.diff(bounds)
+        cache = self.new_cache(max(int(lengths.sum()) + _CACHE_BLOCK * len(lengths), 1))
+        return self.forward_cached(cache, [cache.add_sequence() for _ in lengths], ids, bounds)
 
     # --- files ----------------------------------------------------------------------------------------------------
 

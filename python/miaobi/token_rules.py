@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Which tokens may come next, whatever the model thinks: what is written is always valid Unicode text."""
+"""What the tokens of a vocabulary are as text, and which may come next: what is written is always valid Unicode."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -11,7 +13,85 @@ from numpy.typing import NDArray
 
 from miaobi.tokenizer import JiebaTokenizer
 
-__all__ = ["TokenRules"]
+__all__ = ["SENTENCE_ENDS", "BadWords", "TokenRules", "TokenTable", "is_han"]
+
+SENTENCE_ENDS: Final = tuple("。！？…!?")
+
+
+def is_han(text: str) -> bool:
+    """Whether all characters are Chinese ones: CJK unified ideographs (Unicode 15) or 〇, and there is one."""
+    return bool(text) and all(
+        "\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" or c == "〇" or "\U00020000" <= c <= "\U000323af"
+        for c in text
+    )
+
+
+class TokenTable:
+    """What each token of a vocabulary is as text, in arrays by id. Made once for a model; not changed."""
+
+    def __init__(self, tokenizer: JiebaTokenizer) -> None:
+        self.tokenizer: Final = tokenizer
+        self.data: Final = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+
+    @cached_property
+    def characters(self) -> NDArray[np.int32]:
+        """(V,) how many characters begin with a token: 0 for special tokens and the later bytes of a character."""
+        return np.asarray([sum(byte & 0xC0 != 0x80 for byte in data) for data in self.data], np.int32)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The text of each token that is whole characters, "" for the others."""
+        return [data.decode("utf-8", "ignore") for data in self.data]
+
+    @cached_property
+    def han(self) -> NDArray[np.bool_]:
+        """(V,) which tokens are one or more Chinese characters and nothing else."""
+        return np.asarray([is_han(text) for text in self.texts])
+
+    @cached_property
+    def ends_sentence(self) -> NDArray[np.bool_]:
+        """(V,) which tokens end with one of SENTENCE_ENDS."""
+        return np.asarray([text.endswith(SENTENCE_ENDS) for text in self.texts])
+
+    @cached_property
+    def _sorted(self) -> tuple[list[bytes], NDArray[np.int32]]:
+        order = sorted(range(len(self.data)), key=self.data.__getitem__)
+        return [self.data[i] for i in order], np.asarray(order, np.int32)
+
+    def starting_with(self, prefix: bytes) -> NDArray[np.int32]:
+        """The ids of the tokens whose bytes begin with `prefix`, which is not empty, the shortest first."""
+        data, ids = self._sorted
+        last = bisect_left(data, prefix + b"\xff")  # no text has the byte 0xFF
+        return ids[bisect_left(data, prefix) : last]
+
+    def spell(self, data: bytes) -> int:
+        """The longest token with which `data` begins, of which there is one: the byte."""
+        for length in range(len(data), 0, -1):
+            ids = self.starting_with(data[:length])
+            if len(ids) and self.data[ids[0]] == data[:length]:
+                return int(ids[0])
+        raise ValueError("[constraints] expected bytes to spell, got none")
+
+
+class BadWords:
+    """The tokens that would complete one of some texts, however it is cut into tokens."""
+
+    def __init__(self, table: TokenTable, words: Sequence[str]) -> None:
+        whole = [word.encode() for word in words]
+        self.reach: Final = max(map(len, whole), default=1) - 1
+        inside = [i for i, data in enumerate(table.data) if any(word in data for word in whole)]
+        self._always = np.asarray(inside, np.int32)
+        # Where the text ends with the first bytes of a word, what begins with the rest of it.
+        self._after = [
+            (word[:cut], ids)
+            for word in whole
+            for cut in range(1, len(word))
+            if len(ids := table.starting_with(word[cut:]))
+        ]
+
+    def banned(self, tail: bytes) -> list[NDArray[np.int32]]:
+        """The ids, in parts, that may not follow a text that ends with `tail`, at least `reach` bytes if it has."""
+        return [self._always, *[ids for start, ids in self._after if tail.endswith(start)]]
 
 
 class _Lead(NamedTuple):
@@ -48,7 +128,8 @@ class TokenRules:
     def __init__(self, tokenizer: JiebaTokenizer) -> None:
         size = tokenizer.vocab_size
         special = tokenizer.special_tokens.values()
-        data = [tokenizer.token_bytes(i) for i in range(size)]
+        self.table: Final = TokenTable(tokenizer)
+        data = self.table.data
         # A character's token is as good as its byte; words, and characters of several bytes, are always whole.
         self._bytes = {i: data[i][0] for i in range(size) if len(data[i]) == 1}
         byte_ids = np.asarray([i for i, byte in self._bytes.items()], np.int32)

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 
-def _add(name: str, command: Callable[..., None], example: str) -> None:
+def _add(name: str, command: Callable[..., None], *examples: str) -> None:
     """Adds a command that Ctrl-C ends with the exit code that shells expect, in every version of typer."""
 
     @functools.wraps(command)
@@ -37,13 +37,21 @@ def _add(name: str, command: Callable[..., None], example: str) -> None:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
-    app.command(name, epilog=f"Example: `{example}`")(run)
+    epilog = "\n\n".join(f"Example: `{example}`" for example in examples)
+    app.command(name, epilog=epilog)(run)
 
 
 _add("demo", demo.demo, "miaobi demo")
 _add("train", train.train, "miaobi train poems.txt --out my-model --preset small --minutes 10")
-_add("generate", generate.generate, 'miaobi generate my-model "春风" --max-new-tokens 40 --seed 1')
-_add("chat", chat.chat, "miaobi chat my-model")
+_add(
+    "generate",
+    generate.generate,
+    'miaobi generate my-model "春风" --max-new-tokens 40 --seed 1',
+    'miaobi generate my-model "春风" --greedy --num-beams 4 --no-repeat-ngram-size 3',
+    "miaobi generate my-poet --acrostic 春夏秋冬 --line-length 7",
+    'miaobi generate my-model "那天" --characters 100 --sentence-end --bad-word 忽然',
+)
+_add("chat", chat.chat, "miaobi chat my-model", "miaobi chat my-model --temperature 0.6 --window auto")
 _add("eval", evaluate.evaluate, "miaobi eval my-model poems.val.txt")
 _add("info", info.info, "miaobi info my-model")
 _add("bench", bench.bench, "miaobi bench --json bench.json")

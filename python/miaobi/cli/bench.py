@@ -146,9 +146,10 @@ def _bench_decode() -> list[dict[str, float]]:
         def write(cached: bool, tokens: int = tokens) -> list[int]:
             decoder = Decoder(model, context, model.new_cache(context) if cached else None)
             sampler = Sampler(temperature=0.8, top_p=0.95, seed=1)
+            sampler.accept(prompt, written=False)
             new, written = prompt, []
             for _ in range(tokens):
-                written.append(sampler.sample(advance([decoder], [new])[0], decoder.tokens))
+                written.append(sampler.sample(advance([decoder], [new])[0]))
                 new = np.asarray(written[-1:], np.int32)
             return written
 

@@ -26,16 +26,24 @@ Ctrl-C during an answer stops it."""
 def chat(
     model: opt.ModelFolder,
     max_new_tokens: opt.MaxNewTokens = None,
+    min_new_tokens: opt.MinNewTokens = None,
     stop: opt.Stop = None,
     temperature: opt.Temperature = None,
     top_k: opt.TopK = None,
     top_p: opt.TopP = None,
     min_p: opt.MinP = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    no_repeat_ngram_size: opt.NoRepeatNgramSize = None,
-    num_beams: opt.NumBeams = None,
+    typical_p: opt.TypicalP = None,
     greedy: opt.Greedy = None,
+    num_beams: opt.NumBeams = None,
+    length_penalty: opt.LengthPenalty = None,
+    bad_words: opt.BadWords = None,
     seed: opt.Seed = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    presence_penalty: opt.PresencePenalty = None,
+    frequency_penalty: opt.FrequencyPenalty = None,
+    penalty_window: opt.PenaltyWindow = None,
+    no_repeat_ngram_size: opt.NoRepeatNgramSize = None,
+    stop_on_loop: opt.StopOnLoop = None,
     threads: opt.Threads = None,
     window: opt.Window = None,
     no_cache: opt.NoCache = False,
@@ -44,20 +52,8 @@ def chat(
 
     It remembers what was said. With a file or a pipe on stdin, each line is a message and each answer a line on stdout.
     """
+    options = opt.generation_options(locals())
     llm = opt.open_llm(model, threads, window, no_cache)
-    options = opt.generation_options(
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        num_beams=num_beams,
-        greedy=greedy,
-        seed=seed,
-    )
     llm.generation_config.replaced(options)  # wrong ones are refused before anybody types
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:

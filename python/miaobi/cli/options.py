@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,20 +14,28 @@ if TYPE_CHECKING:
     from miaobi.llm import LLM
 
 __all__ = [
+    "BadWords",
+    "FrequencyPenalty",
     "Greedy",
+    "LengthPenalty",
     "MaxNewTokens",
+    "MinNewTokens",
     "MinP",
     "ModelFolder",
     "NoCache",
     "NoRepeatNgramSize",
     "NumBeams",
+    "PenaltyWindow",
+    "PresencePenalty",
     "RepetitionPenalty",
     "Seed",
     "Stop",
+    "StopOnLoop",
     "Temperature",
     "Threads",
     "TopK",
     "TopP",
+    "TypicalP",
     "Window",
     "count",
     "generation_options",
@@ -37,6 +46,7 @@ __all__ = [
 ]
 
 _SAMPLING = "Sampling (by default as saved with the model)"
+_REPETITION = "Against repetition"
 _LENGTH = "Length"
 _ENGINE = "Engine"
 
@@ -47,6 +57,21 @@ MaxNewTokens = Annotated[
 Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", help="Text before which to stop; may be given several times.", rich_help_panel=_LENGTH),
+]
+MinNewTokens = Annotated[
+    int | None, typer.Option(help="The model does not end the text before so many tokens.", rich_help_panel=_LENGTH)
+]
+StopOnLoop = Annotated[
+    bool | None,
+    typer.Option(
+        "--stop-on-loop/--no-stop-on-loop",
+        help="End where the text only repeats itself; so it is in chat.",
+        rich_help_panel=_REPETITION,
+    ),
+]
+BadWords = Annotated[
+    list[str] | None,
+    typer.Option("--bad-word", help="Text that is not written; may be given several times.", rich_help_panel=_SAMPLING),
 ]
 Temperature = Annotated[
     float | None,
@@ -65,12 +90,33 @@ MinP = Annotated[
     float | None,
     typer.Option(help="Drop tokens less likely than this share of the likeliest.", rich_help_panel=_SAMPLING),
 ]
+TypicalP = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw from tokens of about the expected surprise that have this probability together.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
 RepetitionPenalty = Annotated[
     float | None,
-    typer.Option(help="Over 1 makes what is in the text already less likely.", rich_help_panel=_SAMPLING),
+    typer.Option(help="Over 1 makes what is in the text already less likely.", rich_help_panel=_REPETITION),
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option(help="-2 to 2, off what was written already.", rich_help_panel=_REPETITION)
+]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option(help="-2 to 2, off that for each time it was written.", rich_help_panel=_REPETITION)
+]
+PenaltyWindow = Annotated[
+    int | None,
+    typer.Option(help="How many tokens the penalties look back; 0 for all.", rich_help_panel=_REPETITION),
 ]
 NoRepeatNgramSize = Annotated[
-    int | None, typer.Option(help="Never the same N tokens in a row twice; 0 for no rule.", rich_help_panel=_SAMPLING)
+    int | None,
+    typer.Option(help="Never the same N tokens in a row twice; 0 for no rule.", rich_help_panel=_REPETITION),
+]
+LengthPenalty = Annotated[
+    float | None, typer.Option(help="Of beam search: higher favours longer texts.", rich_help_panel=_SAMPLING)
 ]
 Seed = Annotated[
     int | None, typer.Option("--seed", "-s", help="The same seed gives the same text.", rich_help_panel=_SAMPLING)
@@ -86,7 +132,10 @@ Threads = Annotated[
     int | None, typer.Option(help="Threads to compute with; the results are the same.", rich_help_panel=_ENGINE)
 ]
 Window = Annotated[
-    int | None, typer.Option(help="The model sees at most this many of the last tokens.", rich_help_panel=_ENGINE)
+    str | None,
+    typer.Option(
+        metavar="N|auto", help="The model sees at most this many of the last tokens.", rich_help_panel=_ENGINE
+    ),
 ]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Compute all again for each token; slower.", rich_help_panel=_ENGINE)
@@ -96,21 +145,24 @@ NoCache = Annotated[
 _CONTROLS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\t\n"}
 
 
-def generation_options(**given: Any) -> dict[str, Any]:
-    """The options that were given, for `LLM.generate`; `greedy` is named do_sample there, and beams are greedy."""
-    greedy = given.pop("greedy")
-    options = {name: value for name, value in given.items() if value is not None}
+def generation_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `LLM.generate` among a command's arguments, if they were given.
+
+    `greedy` is named do_sample there, and beams are greedy.
+    """
+    from miaobi.generation import GenerationOptions
+
+    options = {name: given[name] for name in GenerationOptions.__annotations__ if given.get(name) not in (None, [], ())}
+    greedy = given.get("greedy")
     if greedy is not None:
         options["do_sample"] = not greedy
     elif options.get("num_beams", 1) > 1:
         options["do_sample"] = False
-    if "stop" in options and not options["stop"]:
-        del options["stop"]
     return options
 
 
 def open_llm(
-    folder: Path, threads: int | None = None, window: int | None = None, no_cache: bool = False, for_text: bool = True
+    folder: Path, threads: int | None = None, window: str | None = None, no_cache: bool = False, for_text: bool = True
 ) -> LLM:
     """The model in `folder`; a spinner on a terminal's stderr shows that it is being read.
 
@@ -123,12 +175,20 @@ def open_llm(
 
         set_threads(threads)
         llm = LLM.from_pretrained(folder)
-        llm.enable_kv_cache(window)
+        llm.enable_kv_cache(_window(window))
         if no_cache:
             llm.disable_kv_cache()
         if for_text:
             llm.tokenizer.encode("")
         return llm
+
+
+def _window(given: str | None) -> int | Literal["auto"] | None:
+    """The argument of `LLM.enable_kv_cache`."""
+    try:
+        return "auto" if given == "auto" else None if given is None else int(given)
+    except ValueError:
+        raise ValueError(f"expected window to be a number of tokens or auto, got {given!r}") from None
 
 
 def set_threads(threads: int | None) -> None:
