@@ -50,7 +50,11 @@ class LLM:
     """
 
     def __init__(
-        self, model: GPT, tokenizer: JiebaTokenizer, generation_config: GenerationConfig | None = None
+        self,
+        model: GPT,
+        tokenizer: JiebaTokenizer,
+        generation_config: GenerationConfig | None = None,
+        chat_template: chat.ChatTemplate | None = None,
     ) -> None:
         """Raises ValueError if the model's vocabulary is not as large as the tokenizer's."""
         if model.config.vocab_size != tokenizer.vocab_size:
@@ -62,6 +66,7 @@ class LLM:
         self._model: GPT | None = model
         self.tokenizer: Final = tokenizer
         self.generation_config = generation_config or GenerationConfig()
+        self.chat_template: Final = chat_template or chat.ChatTemplate()
         # Guards what follows. Reentrant: the collector may close an abandoned stream while this thread has it.
         self._lock = threading.RLock()
         self._cached = True
@@ -86,16 +91,17 @@ class LLM:
         tokenizer = JiebaTokenizer.load(folder)
         _check_tokenizer(folder / "config.json", tokenizer)
         config = GenerationConfig.load(folder)
-        return cls(GPT.from_pretrained(folder), tokenizer, config)
+        return cls(GPT.from_pretrained(folder), tokenizer, config, chat.ChatTemplate.load(folder))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the model, the tokenizer and the options of generation into a folder, each file at once or not at all.
+        """Writes model, tokenizer, options of generation and chat template into a folder; each file appears whole.
 
         Raises OSError.
         """
         model = self.model
         self.tokenizer.save(directory)
         self.generation_config.save(directory)
+        self.chat_template.save(directory)
         extra = {
             _TOKENIZER_HASH: self.tokenizer.hash,
             "bos_token_id": self.tokenizer.bos_token_id,
@@ -160,16 +166,19 @@ class LLM:
     ) -> Generator[str, None, None]:
         """The answer to a dialogue in pieces, as it is written; joined they are what `chat` returns."""
         config = self.generation_config.replaced(options)
-        prompt = self._document(chat.render(self.fit_dialogue(messages), add_generation_prompt=True))
-        return self._write(prompt, config, config.stop_strings + chat.TURN_STARTS, is_answer=True)
+        template = self.chat_template
+        prompt = self._document(template.render(self.fit_dialogue(messages), add_generation_prompt=True))
+        return self._write(prompt, config, config.stop_strings + template.turn_starts, is_answer=True)
 
     def fit_dialogue(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
         """The part of a dialogue that `chat` shows to the model: all of it, or its most recent turns."""
         chat.validate(messages)
         if messages[-1]["role"] != "user":
             raise ValueError(f'[chat] expected the last message to be the user\'s, got "{messages[-1]["role"]}"')
-        lengths = [len(self.tokenizer.encode(chat.render([message]) + "\n")) for message in messages]
-        room = kept_tokens(self.context) - len(self._document(chat.render(messages[-1:], add_generation_prompt=True)))
+        template = self.chat_template
+        lengths = [len(self.tokenizer.encode(template.render([message]) + template.separator)) for message in messages]
+        room = kept_tokens(self.context)
+        room -= len(self._document(template.render(messages[-1:], add_generation_prompt=True)))
         head = 1 if messages[0]["role"] == "system" and len(messages) > 1 else 0
         room -= sum(lengths[:head])
         first = len(messages) - 1
