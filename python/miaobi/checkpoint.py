@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from miaobi import _core
+from miaobi.chat import ChatTemplate
 from miaobi.errors import FormatError
 from miaobi.files import previous_of, replacing, require_space, sync_folder, write_atomic
 from miaobi.llm import LLM
@@ -76,6 +77,7 @@ def save_checkpoint(
     optimizer: AdamW,
     state: TrainState,
     data: Mapping[str, Any] | None = None,
+    template: ChatTemplate | None = None,
 ) -> None:
     """Writes the run to `folder`, which holds the old content until the new one is complete and on disk.
 
@@ -83,7 +85,7 @@ def save_checkpoint(
     the old content in place and nothing else left, if it cannot be written.
     """
     require_space(folder, 3 * model.arena.nbytes, "saving the run takes")
-    with replacing(folder) as temporary, LLM(model, tokenizer) as llm:
+    with replacing(folder) as temporary, LLM(model, tokenizer, chat_template=template) as llm:
         llm.save_pretrained(temporary)
         moments = {"m": optimizer.m, "v": optimizer.v}
         _core.write_safetensors(str(temporary / _OPTIMIZER_FILE), moments, {"step": str(optimizer.step_count)})

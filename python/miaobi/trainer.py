@@ -63,7 +63,7 @@ class Trainer:
 
     With `out_dir`, that folder holds the model, `checkpoints/last` and `checkpoints/best` to go on from, and
     `train_log.jsonl`; without, nothing is written. `listener` is called with each `TrainEvent`. `data_info`, what the
-    data are, goes into the manifest of each checkpoint.
+    data are, goes into the manifest of each checkpoint; `chat_template` is saved with the model.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Trainer:
         out_dir: str | os.PathLike[str] | None = None,
         listener: Listener | None = None,
         data_info: Mapping[str, Any] | None = None,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         config = config or TrainConfig()
         if tokenizer.vocab_size != model.config.vocab_size:
@@ -94,7 +95,8 @@ class Trainer:
             freeze=config.freeze,
         )
         self.state = TrainState()
-        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, data_info or {})
+        self._template = chat_template or ChatTemplate()
+        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, data_info or {}, self._template)
         self._best_weights: bytes | None = None  # where there is no folder to go back to
         self.listener = listener
         self._train_log: TrainLog | None = None
@@ -120,11 +122,11 @@ class Trainer:
                 _log.warning("a checkpoint is left out: %s", fault)
             folder = found or folder / CHECKPOINTS / "last"
         state = load_checkpoint(find_checkpoint(folder) or folder, self.model, self.tokenizer, self.optimizer)
-        now = asdict(self.config)
         for name in _FIXED_FIELDS:
-            if state.config.get(name, now[name]) != now[name]:
+            now = getattr(self.config, name)
+            if state.config.get(name, now) != now:
                 raise ValueError(
-                    f"{folder}: the run was made with {name}={state.config.get(name)}, got {name}={now[name]}; "
+                    f"{folder}: the run was made with {name}={state.config.get(name)}, got {name}={now}; "
                     f"go on with the same, or begin a new run"
                 )
         self.state = state
@@ -201,7 +203,11 @@ class Trainer:
         return self.config.steps
 
     def _tokens(self, texts: Iterable[Document] | TokenData) -> TokenData:
-        return texts if isinstance(texts, TokenData) else TokenData.from_texts(texts, self.tokenizer)
+        return (
+            texts
+            if isinstance(texts, TokenData)
+            else TokenData.from_texts(texts, self.tokenizer, template=self._template)
+        )
 
     def _prepare(
         self, data: tuple[TokenData, TokenData | None], validation: TokenData | None, batches: _AnyBatches
@@ -351,9 +357,8 @@ class Trainer:
 
     def _skip(self, loss: float, grad_norm: float) -> None:
         self._skips += 1
-        step = self.state.step
-        _log.warning("step %d was not applied: loss %g, gradient norm %g", step, loss, grad_norm)
-        self._emit(SkipEvent(step, loss, grad_norm, self._skips))
+        _log.warning("step %d was not applied: loss %g, gradient norm %g", self.state.step, loss, grad_norm)
+        self._emit(SkipEvent(self.state.step, loss, grad_norm, self._skips))
         if not np.isfinite(self.model.arena).all():
             self._roll_back("the weights are not finite")
         elif self._skips == _MAX_SKIPS:
@@ -443,7 +448,7 @@ class Trainer:
     def _sample(self) -> None:
         if not self.config.sample_prompts:
             return
-        turn_starts = ChatTemplate().turn_starts
+        turn_starts = self._template.turn_starts
         with LLM(self.model, self.tokenizer) as llm:
             for prompt in self.config.sample_prompts:
                 text = llm.generate(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from miaobi.cli import bench, chat, demo, evaluate, generate, info, train
+from miaobi.cli import bench, chat, demo, evaluate, explain, generate, info, plan, report, train
 
 __all__ = ["app", "main"]
 
@@ -42,9 +42,12 @@ def _add(name: str, command: Callable[..., None], example: str) -> None:
 
 _add("demo", demo.demo, "miaobi demo")
 _add("train", train.train, "miaobi train poems.txt --out my-model --preset small --minutes 10")
+_add("plan", plan.plan, "miaobi plan poems.txt --minutes 60")
+_add("report", report.report, "miaobi report my-model")
 _add("generate", generate.generate, 'miaobi generate my-model "春风" --max-new-tokens 40 --seed 1')
 _add("chat", chat.chat, "miaobi chat my-model")
 _add("eval", evaluate.evaluate, "miaobi eval my-model poems.val.txt")
+_add("explain", explain.explain, 'miaobi explain my-model "床前明月光"')
 _add("info", info.info, "miaobi info my-model")
 _add("bench", bench.bench, "miaobi bench --json bench.json")
 
