@@ -94,13 +94,15 @@ def chart(title: str, series: Sequence[Series], x_name: str, log: bool = False) 
         y_span = (y_ticks[0], y_ticks[-1])
         inside += _axes(x_ticks, y_ticks, x_span, y_span, x_name, log)
         place = _WIDTH - _RIGHT
-        for line, pairs in reversed(kept):
+        for line, pairs in kept:
             color = "var(--b)" if line.second else "var(--a)"
             places = [(_at_x(x, x_span), _at_y(math.log10(y) if log else y, y_span)) for x, y in pairs]
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             inside += f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6"/>'
             if len(places) <= _DOTTED:
                 inside += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{color}"/>' for x, y in places)
+        for line, _ in reversed(kept):  # names from right to left
+            color = "var(--b)" if line.second else "var(--a)"
             inside += f'<text x="{place}" y="15" text-anchor="end" style="fill:{color}">{escape(line.name)}</text>'
             place -= 7 * sum(2 if ord(c) > 0x2E80 else 1 for c in line.name) + 14
     else:

@@ -21,13 +21,13 @@ from miaobi._core import get_num_threads
 from miaobi.model import GPT, AdamW, GPTConfig
 from miaobi.presets import PRESETS, Preset
 
-__all__ = ["Machine", "Plan", "best_plan", "flops_per_token", "plans", "predicted_loss"]
+__all__ = ["MEASURED", "Machine", "Plan", "best_plan", "flops_per_token", "plans", "predicted_loss"]
 
 _A, _ALPHA, _B, _BETA, _FLOOR = 406.4, 0.34, 410.7, 0.28, 1.69  # Hoffmann et al. 2022, approach 3
 _REPEATED_TOKENS, _REPEATED_PARAMETERS = 15.39, 5.31  # Muennighoff et al. 2023: R*_D and R*_N
 # After so many passes over a text another one teaches next to nothing (Muennighoff et al. 2023, figure 5).
 _USEFUL_PASSES: Final = 40.0
-_MEASURED: Final = ("tiny", "small")  # between them, the speed of others is interpolated
+MEASURED: Final = ("tiny", "mini")  # between them, the speed of others is interpolated; larger ones take more memory
 _MEASURED_VOCABULARY: Final = 8000
 _WORKING_SHARE: Final = 0.93  # of the time goes to steps: the rest validates, writes samples, and saves
 _BASE_MEMORY: Final = 190e6  # Python, NumPy and the dictionary
@@ -45,10 +45,10 @@ class Machine:
     def measure(cls, seconds: float = 5.0) -> Machine:
         """Times training steps of two sizes for about `seconds` together."""
         found = []
-        for name in _MEASURED:
+        for name in MEASURED:
             preset = PRESETS[name]
             config = preset.model_config(_MEASURED_VOCABULARY)
-            rate = _measured_rate(config, preset.batch_size, seconds / len(_MEASURED))
+            rate = _measured_rate(config, preset.batch_size, seconds / len(MEASURED))
             found.append((flops_per_token(config), flops_per_token(config) * rate))
         return cls(tuple(found), get_num_threads())
 

@@ -8,6 +8,7 @@ A folder with raw little-endian arrays: `tokens.bin` (uint16, or uint32 for a vo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,7 @@ def _write(
         "characters": total,
         "tokens": at,
         "scored": has_flags,
-        "content_hash": data.hash,
+        "content_hash": _content_hash(data),
     }
     write_atomic(folder / MANIFEST_FILE, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -164,6 +165,10 @@ def _map(folder: Path, vocab_size: int, documents: int, tokens: int, has_flags: 
         raise FormatError(folder, str(error)) from None
 
 
+def _content_hash(data: TokenData) -> str:
+    return hashlib.sha256(data.hash.encode() + np.asarray(data.characters, "<i4").tobytes()).hexdigest()
+
+
 def _open(folder: Path) -> tuple[TokenData, dict[str, Any]]:
     path = folder / MANIFEST_FILE
     try:
@@ -177,6 +182,6 @@ def _open(folder: Path) -> tuple[TokenData, dict[str, Any]]:
     if not known:
         raise FormatError(path, f'expected the format "{_FORMAT}", version {_VERSION}')
     data = _map(folder, vocab_size, documents, tokens, has_flags)
-    if data.hash != expected:
+    if _content_hash(data) != expected:
         raise FormatError(folder, "its content does not have the hash that the manifest names; delete the folder")
     return data, manifest

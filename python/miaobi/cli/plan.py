@@ -43,7 +43,7 @@ def plan(
 
     from miaobi.cli.train_view import duration, size
     from miaobi.corpus import read_corpus
-    from miaobi.plan import Machine, plans
+    from miaobi.plan import MEASURED, Machine, plans
     from miaobi.tokenizer import JiebaTokenizer
 
     console = Console(highlight=False, emoji=False, markup=False)
@@ -72,8 +72,7 @@ def plan(
         return
     typer.echo(f"text       {len(corpus):,} documents, {corpus.characters:,} characters, about {tokens:,} tokens")
     speeds = " and ".join(
-        f"{rate / 1e9:,.0f} GFLOP/s with {name}"
-        for (_, rate), name in zip(machine.speeds, ("tiny", "small"), strict=True)
+        f"{rate / 1e9:,.0f} GFLOP/s with {name}" for (_, rate), name in zip(machine.speeds, MEASURED, strict=True)
     )
     typer.echo(f"machine    {machine.threads} threads, training at {speeds}")
     typer.echo(f"time       {duration(60 * minutes)}\n")
