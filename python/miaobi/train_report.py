@@ -73,7 +73,9 @@ def read_log(folder: Path) -> list[_Entry]:
             to = int(entry["to_step"])
             entries = [old for old in entries if old["event"] in _WARNINGS or old["step"] <= to]
         elif event == "start":  # after a resume: what was logged after its step is gone already
-            entries = [old for old in entries if old["event"] != "end" and old["step"] <= step]
+            entries = [
+                old for old in entries if old["event"] in _WARNINGS or (old["event"] != "end" and old["step"] <= step)
+            ]
         entries.append(entry)
     if not any(entry["event"] == "start" for entry in entries):
         raise FormatError(path, "there is no beginning of a run in it")
