@@ -5,12 +5,12 @@
                                     [--compiled] [--json FILE] [--plot FILE]
 
 The sides take turns of some seconds, so that a busy machine slows all alike; only their own training steps are on their
-clocks. Same tokenizer, documents, weights to begin with, batch size in tokens, AdamW, clipping, and learning rate, which
-follows each side's clock. Ours packs documents without padding, as `miaobi train` does; PyTorch (torch_gpt.py, written for
-speed) reads blocks of the documents laid end to end in random order, as is common there. `--planned` adds a third side:
-ours with the preset that `miaobi plan` proposes for the text and time. The weights of all are scored by the same code on
-the same validation documents. Prints the curves and the time in which we reach PyTorch's last figure; needs PyTorch, and
-matplotlib for the plot.
+clocks. Same tokenizer, documents, weights to begin with, batch size in tokens, AdamW, clipping, and learning rate,
+which follows each side's clock. Ours packs documents without padding, as `miaobi train` does; PyTorch (torch_gpt.py,
+written for speed) reads blocks of the documents laid end to end in random order, as is common there. `--planned` adds
+a third side: ours with the preset that `miaobi plan` proposes for the text and time. All weights are scored by the same
+code on the same validation documents. Prints the curves and the time in which we reach PyTorch's last figure; needs
+PyTorch, and matplotlib for the plot.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def torch_side(name: str, preset: Preset, data: TokenData, vocab_size: int, comp
 
 def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
     """Seconds until a curve reaches `bits`, interpolated between its points; None if it does not."""
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in pairwise(curve):
         if after["bits_per_character"] <= bits:
             drop = before["bits_per_character"] - after["bits_per_character"]
             share = (before["bits_per_character"] - bits) / drop if drop > 0 else 1.0

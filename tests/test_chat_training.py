@@ -286,7 +286,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, miaobi: Miaobi) -> 
     assert "expected a dialogue with an answer" in miaobi.refused("train", poems, *out, "--format", "chat")
     assert "--mix FILE" in miaobi.refused("train", path, *out, "--mix-ratio", 0.2)
     assert "--from, or" in miaobi.refused("train", path, *out, "--from", tmp_path, "--preset", "nano")
-    assert "tokenizer" in miaobi.refused("train", path, *out, "--from", tmp_path / "none")
+    assert "expected a model folder" in miaobi.refused("train", path, *out, "--from", tmp_path / "none")
     assert "freeze" in miaobi.refused("train", path, *out, "--freeze", "wte", *SMALL)
     assert "dropout" in miaobi.refused("train", path, *out, "--dropout", 0.1)
     assert "early_stopping" in miaobi.refused("train", path, *out, "--early-stopping", 2, "--val-fraction", 0, *SMALL)

@@ -25,7 +25,7 @@ from miaobi.cli.signals import stop_on_signals
 from miaobi.cli.train_view import TrainView, duration, make_console, one_line, size, working
 from miaobi.corpus import Corpus, Document, Documents, Format, Separator, read_corpus
 from miaobi.errors import FormatError
-from miaobi.model import GPT
+from miaobi.model import GPT, read_config
 from miaobi.plan import Machine, best_plan
 from miaobi.presets import PRESETS, Preset
 from miaobi.run_lock import RunLock
@@ -89,7 +89,7 @@ class TrainRun:
             raise ValueError(f"expected --preset {', '.join(PRESETS)}, got {preset!r}")
         self._preset_name = preset
         _check_out(out, resume, overwrite)
-        self._preset = PRESETS[preset or _DEFAULT_PRESET]
+        self._preset = PRESETS[preset or _DEFAULT_PRESET] if from_model is None else _preset_of(from_model)
         self._state = TrainState()
         if resume:
             self._checkpoint, faults = find_good_checkpoint(out / CHECKPOINTS)
@@ -429,6 +429,14 @@ def sample_prompt(document: Document, tokenizer: JiebaTokenizer) -> str:
 def _preset_settings(preset: Preset) -> dict[str, Any]:
     names = {field.name for field in fields(TrainConfig)}
     return {field.name: getattr(preset, field.name) for field in fields(preset) if field.name in names}
+
+
+def _preset_of(folder: Path) -> Preset:
+    """The preset that the model in `folder` was made with, for its settings, or the default one."""
+    config = read_config(folder)[1]
+    names = ("n_layer", "n_embd", "n_positions")
+    same = (p for p in PRESETS.values() if all(getattr(p, name) == config.get(name) for name in names))
+    return next(same, PRESETS[_DEFAULT_PRESET])
 
 
 def _merged(saved: Mapping[str, Any], settings: Mapping[str, Any], checkpoint: Path) -> TrainConfig:
