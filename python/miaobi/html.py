@@ -113,10 +113,12 @@ def chart(title: str, series: Sequence[Series], x_name: str, log: bool = False) 
 def heat_map(values: NDArray[np.float32], labels: Sequence[str], title: str) -> str:
     """A square matrix of values from 0 to 1 as an SVG element, rows from top to bottom, with a label for each."""
     n = len(values)
-    cell = max(min(14.0, 420 / max(n, 1)), 2.0)
-    edge = max((sum(2 if ord(c) > 0x2E80 else 1 for c in label) for label in labels), default=1) * 5 + 8
+    cell = max(min(28.0, 400 / max(n, 1)), 2.0)
+    font = min(11.0, 0.8 * cell)
+    edge = max((sum(2 if ord(c) > 0x2E80 else 1 for c in label) for label in labels), default=1) * font * 0.55 + 8
     edge = edge if cell >= 8 else 6
-    size = edge + n * cell
+    size = max(edge + n * cell, 400.0)  # a small one is not blown up
+    height = n * cell + 22
     picture = base64.b64encode(_png(values)).decode()
     inside = f'<text class="title" x="4" y="13">{escape(title)}</text>'
     inside += (
@@ -126,8 +128,8 @@ def heat_map(values: NDArray[np.float32], labels: Sequence[str], title: str) -> 
     if cell >= 8:
         for i, label in enumerate(labels):
             y = 20 + (i + 0.5) * cell + 3
-            inside += f'<text x="{edge - 3}" y="{y:.1f}" text-anchor="end" style="font-size:9px">{escape(label)}</text>'
-    return f'<svg viewBox="0 0 {size:g} {size + 22 - edge:g}" role="img" aria-label="{escape(title)}">{inside}</svg>'
+            inside += f'<text x="{edge - 3}" y="{y:.1f}" text-anchor="end" style="font-size:{font:.1f}px">{escape(label)}</text>'
+    return f'<svg viewBox="0 0 {size:g} {height:g}" role="img" aria-label="{escape(title)}">{inside}</svg>'
 
 
 def _png(values: NDArray[np.float32]) -> bytes:

@@ -169,7 +169,7 @@ class Trainer:
             step=self.state.step,
             total_steps=self._total_steps,
             parameters=self.model.num_parameters,
-            train_tokens=data.predictions,
+            train_tokens=data.learned,
             validation_tokens=0 if validation is None else validation.predictions,
             config=asdict(self.config),
             model=asdict(self.model.config),

@@ -32,6 +32,7 @@ def explain(
     from miaobi.files import write_atomic
 
     found = explain_text(llm, text)
+    write_atomic(out, explanation_page(str(model), text, found).encode())
     grid = Table(box=None, padding=(0, 2, 0, 0))
     grid.add_column("token")
     grid.add_column("probability", justify="right")
@@ -42,5 +43,4 @@ def explain(
         grid.add_row(opt.visible(token.text), f"{token.probability:.2%}", others, style=style)
     Console(highlight=False, emoji=False, markup=False).print(grid)
     typer.echo(f"{found.bits:.1f} bits, {found.bits / len(text):.2f} a character")
-    write_atomic(out, explanation_page(str(model), text, found).encode())
     typer.echo(f"What each head looks at is in {out}")

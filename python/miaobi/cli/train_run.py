@@ -273,7 +273,10 @@ class TrainRun:
                 raise
             raise OSError(f"{error}; make room, then go on with: {resume_command}") from error
         self.console.print()
-        write_report(self.out)
+        try:
+            write_report(self.out)
+        except OSError as error:  # the model is saved; its picture can be made later
+            self.print(f"The page of the run could not be written ({error}); later: miaobi report {self.out}")
         if self.end.reason != "stopped":
             return 0
         self.print(f"Stopped and saved at step {self.end.step:,}, after {duration(self.end.elapsed)}.")
