@@ -128,7 +128,8 @@ def heat_map(values: NDArray[np.float32], labels: Sequence[str], title: str) -> 
     if cell >= 8:
         for i, label in enumerate(labels):
             y = 20 + (i + 0.5) * cell + 3
-            inside += f'<text x="{edge - 3}" y="{y:.1f}" text-anchor="end" style="font-size:{font:.1f}px">{escape(label)}</text>'
+            style = f'text-anchor="end" style="font-size:{font:.1f}px"'
+            inside += f'<text x="{edge - 3}" y="{y:.1f}" {style}>{escape(label)}</text>'
     return f'<svg viewBox="0 0 {size:g} {height:g}" role="img" aria-label="{escape(title)}">{inside}</svg>'
 
 
