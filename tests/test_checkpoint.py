@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -35,14 +37,18 @@ from train_helpers import (
 )
 
 from miaobi import checkpoint as checkpoint_module
-from miaobi.checkpoint import find_checkpoint, load_state
+from miaobi.checkpoint import find_checkpoint, find_good_checkpoint, load_state
 from miaobi.errors import FormatError
 from miaobi.llm import LLM
 from miaobi.model import GPT
+from miaobi.run_lock import RunLock
 from miaobi.tokenizer import JiebaTokenizer
 from miaobi.train_events import (
     CheckpointEvent,
+    EvaluationEvent,
+    RollbackEvent,
     SkipEvent,
+    SpikeEvent,
     StepEvent,
     TrainEvent,
 )
@@ -204,6 +210,150 @@ def test_it_saves_by_the_clock(tokenizer: JiebaTokenizer, tmp_path: Path) -> Non
     assert [event.step for event in events if isinstance(event, CheckpointEvent)] == list(range(1, 11))
 
 
+def test_some_more_checkpoints_are_kept(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    settings = config(evaluations=1, save_every=2, keep_checkpoints=3)
+    Trainer(make_model(tokenizer), tokenizer, settings, out_dir=tmp_path).fit(TEXTS, VALIDATION)
+    steps = {path.name: load_state(path).step for path in (tmp_path / "checkpoints").iterdir()}
+    assert steps == {"best": 10, "last": 10, "step-00000006": 6, "step-00000008": 8, "step-00000010": 10}
+    resumed = Trainer(make_model(tokenizer), tokenizer, settings, out_dir=tmp_path / "again")
+    assert resumed.resume(tmp_path / "checkpoints/step-00000006").fit(TEXTS, VALIDATION).step == 10
+    assert weights(resumed)[0] == model_in(tmp_path / "checkpoints/last")
+
+
+def test_a_manifest_says_where_a_checkpoint_came_from(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    info = {"files": ["poems.txt"]}
+    trainer = Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path, data_info=info)
+    trainer.fit(TEXTS, VALIDATION)
+    last = tmp_path / "checkpoints/last"
+    manifest = json.loads((last / "manifest.json").read_text("utf-8"))
+    assert (manifest["step"], manifest["seed"], manifest["config"]["batch_size"]) == (10, 5, 3)
+    assert manifest["data"] == {
+        **info,
+        "train_hash": trainer.state.train_hash,
+        "validation_hash": trainer.state.validation_hash,
+    }
+    assert manifest["tokenizer_hash"] == tokenizer.hash
+    assert set(manifest["files"]) == {path.name for path in last.iterdir()} - {"manifest.json"}
+    assert {"cpu", "isa", "threads", "python"} <= set(manifest["machine"])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_resuming_skips_a_damaged_checkpoint(
+    tokenizer: JiebaTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    settings = config(evaluations=1, save_every=2, keep_checkpoints=2)
+    whole = Trainer(make_model(tokenizer), tokenizer, settings)
+    whole.fit(TEXTS, VALIDATION)
+    run_until(7, make_model(tokenizer), tokenizer, settings, out_dir=tmp_path)
+    for name in ("last", "step-00000007"):
+        path = tmp_path / "checkpoints" / name / "optimizer.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.unlink()
+        if damage != "missing":
+            path.write_bytes(content if damage == "flip" else content[:-5])
+    found, faults = find_good_checkpoint(tmp_path / "checkpoints")
+    assert found == tmp_path / "checkpoints/step-00000006"
+    assert len(faults) == 2
+    assert all("optimizer.safetensors" in fault for fault in faults)
+    with pytest.raises(FormatError, match=r"last/optimizer\.safetensors"):
+        Trainer(make_model(tokenizer), tokenizer, settings).resume(tmp_path / "checkpoints/last")
+    resumed = Trainer(make_model(tokenizer), tokenizer, settings, out_dir=tmp_path).resume(tmp_path)
+    assert "a checkpoint is left out: " in caplog.text
+    assert resumed.state.step == 6
+    resumed.fit(TEXTS, VALIDATION)
+    assert weights(resumed) == weights(whole)
+
+
+def test_an_older_state_is_read(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    run_until(2, make_model(tokenizer), tokenizer, config(), out_dir=tmp_path)
+    last = tmp_path / "checkpoints/last"
+    state = json.loads((last / "trainer_state.json").read_text("utf-8"))
+    for name in ("bad_evaluations", "rate_scale", "rollbacks"):
+        del state[name]
+    (last / "trainer_state.json").write_text(json.dumps({**state, "version": 1}), "utf-8")
+    (last / "manifest.json").unlink()
+    assert Trainer(make_model(tokenizer), tokenizer, config()).resume(tmp_path).fit(TEXTS, VALIDATION).step == 10
+
+
+LOCKED = """
+import sys
+from pathlib import Path
+from miaobi.run_lock import RunLock
+try:
+    with RunLock(Path(sys.argv[1])):
+        print("locked")
+except BlockingIOError as error:
+    print(error)
+"""
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    def other() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", LOCKED, tmp_path / "new/out"], capture_output=True, encoding="utf-8", check=True
+        ).stdout
+
+    with RunLock(tmp_path / "new/out"), RunLock(tmp_path / "new/out"):
+        assert re.search(rf"another run \(process {os.getpid()}\) is writing into this folder", other())
+    assert files_of(tmp_path) == []
+    assert other() == "locked\n"
+    (tmp_path / "new/out").mkdir(parents=True)
+    (tmp_path / "new/out/train.lock").write_text("4711")  # of a process that was killed: the lock went with it
+    assert other() == "locked\n"
+
+
+# --- when it gets worse ---
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_it_stops_early_and_goes_back_to_the_best(tokenizer: JiebaTokenizer, tmp_path: Path, with_folder: bool) -> None:
+    out = tmp_path / "out" if with_folder else None
+    events: list[TrainEvent] = []
+    best: list[bytes] = []
+    settings = config(steps=60, eval_every=2, learning_rate=0.05, early_stopping=3, keep="last")
+    trainer = Trainer(make_model(tokenizer), tokenizer, settings, out_dir=out)
+
+    def listener(event: TrainEvent) -> None:
+        events.append(event)
+        if isinstance(event, EvaluationEvent) and event.is_best:
+            best.append(trainer.model.arena.tobytes())
+
+    trainer.listener = listener
+    validation = ["啼鸟照青苔，几枝入海流。", "山尽明月响。"]
+    end = trainer.fit(TEXTS, validation)
+    evaluations = [event for event in events if isinstance(event, EvaluationEvent)]
+    assert end.reason == "early"
+    assert end.step < 60
+    assert end.best_step == end.step - 6
+    assert [event.is_best for event in evaluations[-4:]] == [True, False, False, False]
+    assert trainer.model.arena.tobytes() == best[-1]
+    if out is not None:
+        assert model_in(out) == best[-1]
+        again = Trainer(make_model(tokenizer), tokenizer, settings, out_dir=out).resume(out)
+        with pytest.raises(ValueError, match="stopped early, after 3 validations"):
+            again.fit(TEXTS, validation)
+    with pytest.raises(ValueError, match="to validate with"):
+        Trainer(make_model(tokenizer), tokenizer, settings).fit(TEXTS)
+
+
+def test_a_jump_of_the_loss_is_told(tokenizer: JiebaTokenizer) -> None:
+    events: list[TrainEvent] = []
+    trainer = Trainer(make_model(tokenizer), tokenizer, config(steps=40))
+
+    def listener(event: TrainEvent) -> None:
+        events.append(event)
+        if isinstance(event, StepEvent) and event.step == 30:
+            trainer.model.parameters()["transformer.ln_f.weight"][...] *= -20.0
+
+    trainer.listener = listener
+    trainer.fit(TEXTS)
+    spikes = [event for event in events if isinstance(event, SpikeEvent)]
+    assert spikes[0].step == 31
+    assert spikes[0].loss > spikes[0].expected + 1
+    assert min(event.step for event in spikes) > 20
+
+
 def test_without_a_folder_nothing_is_written(
     tokenizer: JiebaTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,10 +423,46 @@ def test_a_diverged_run_keeps_its_last_checkpoint(
     tokenizer: JiebaTokenizer, tmp_path: Path, broken_loss: Callable[..., None]
 ) -> None:
     model = make_model(tokenizer)
-    broken_loss(model, {6, 7, 8, 9, 10})
-    with pytest.raises(FloatingPointError):
+    broken_loss(model, set(range(6, 1000)))
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate from 0\.00125"):
         Trainer(model, tokenizer, config(), out_dir=tmp_path).fit(TEXTS, VALIDATION)
     assert load_state(tmp_path / "checkpoints/last").step == 5
+    assert [entry["to_step"] for entry in log_of(tmp_path) if entry["event"] == "rollback"] == [5, 5, 5]
+
+
+def test_it_goes_back_to_the_last_good_state(
+    tokenizer: JiebaTokenizer, tmp_path: Path, broken_loss: Callable[..., None]
+) -> None:
+    model = make_model(tokenizer)
+    broken_loss(model, {6, 7, 8, 9, 10})
+    events: list[TrainEvent] = []
+    trainer = Trainer(model, tokenizer, config(), out_dir=tmp_path, listener=events.append)
+    assert trainer.fit(TEXTS, VALIDATION).step == 10
+    (back,) = [event for event in events if isinstance(event, RollbackEvent)]
+    assert (back.step, back.to_step, back.rate_scale) == (10, 5, 0.5)
+    assert "5 steps in a row" in back.reason
+    rates = [event.learning_rate for event in events if isinstance(event, StepEvent)]
+    assert rates[5:] == [0.5 * trainer.config.learning_rate_at(step / 10) for step in range(6, 11)]
+    assert load_state(tmp_path / "checkpoints/last").rollbacks == 1
+
+
+def test_spoilt_weights_are_never_saved(tokenizer: JiebaTokenizer, tmp_path: Path) -> None:
+    trainer = Trainer(make_model(tokenizer), tokenizer, config(), out_dir=tmp_path)
+    backs: list[RollbackEvent] = []
+    poisoned = {3, 10}
+
+    def listener(event: TrainEvent) -> None:
+        if isinstance(event, StepEvent) and event.step in poisoned:
+            poisoned.remove(event.step)
+            trainer.model.parameters()["transformer.wpe.weight"][0, 0] = np.nan
+        if isinstance(event, RollbackEvent):
+            backs.append(event)
+
+    trainer.listener = listener
+    assert trainer.fit(TEXTS, VALIDATION).step == 10
+    assert [(event.step, event.to_step) for event in backs] == [(4, 0), (10, 5)]
+    assert np.isfinite(trainer.model.arena).all()
+    assert np.isfinite(GPT.from_pretrained(tmp_path).arena).all()
 
 
 @pytest.mark.parametrize("file", ["trainer_state.json", "optimizer.safetensors", "model.safetensors"])
@@ -350,7 +536,7 @@ def test_a_damaged_checkpoint_is_refused(tokenizer: JiebaTokenizer, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("step", "3"), ("step", True), ("epoch", None), ("config", []), ("version", 2), ("extra", 1)]
+    ("field", "value"), [("step", "3"), ("step", True), ("epoch", None), ("config", []), ("version", 3), ("extra", 1)]
 )
 def test_a_changed_state_is_refused(tokenizer: JiebaTokenizer, tmp_path: Path, field: str, value: object) -> None:
     run_until(2, make_model(tokenizer), tokenizer, config(), out_dir=tmp_path)

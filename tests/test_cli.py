@@ -27,7 +27,7 @@ from miaobi.tokenizer import JiebaTokenizer
 TEXTS = ["床前明月光，疑是地上霜。举头望明月，低头思故乡。", "用户：你好\n助手：你好！", "春眠不觉晓，处处闻啼鸟。"]
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
-COMMANDS = ["demo", "train", "generate", "chat", "eval", "info", "bench"]
+COMMANDS = ["demo", "train", "plan", "report", "generate", "chat", "eval", "explain", "info", "bench"]
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,12 @@ def test_eval_measures_documents_as_in_training(
     assert result["bits_per_character"] == pytest.approx(nats / math.log(2) / result["characters"])
     assert call(monkeypatch, "eval", folder, text, text) == 0
     shown = capsys.readouterr().out
+    assert result["accuracy"] == sum(score.correct for score in scores) / result["tokens"]
+    ranked = sorted(range(3), key=lambda i: -scores[i].bits_per_character)
+    assert [entry["document"] - 1 for entry in result["worst"]] == ranked
+    assert result["worst"][0]["text"] == TEXTS[ranked[0]].replace("\n", " ")
+    assert f"next token right    {result['accuracy']:.1%}" in shown
+    assert shown.count("  document ") == 5
     assert "documents           6\n" in shown
     assert f"perplexity          {result['perplexity']:.2f}" in shown
     assert f"bits per character  {result['bits_per_character']:.3f}" in shown

@@ -243,7 +243,7 @@ def test_a_document_begins_with_bos_and_ends_with_eos(tokenizer: JiebaTokenizer)
     assert data.tokens.tolist() == [BOS, *tokenizer.encode("明月"), EOS, BOS, *tokenizer.encode("霜"), EOS]
     assert data.characters.tolist() == [2, 1]
     assert data.predictions == len(data.tokens) - 2
-    assert [ids for ids, _ in data.documents()][1] == [BOS, *tokenizer.encode("霜"), EOS]
+    assert list(data.documents())[1].ids.tolist() == [BOS, *tokenizer.encode("霜"), EOS]
     assert data.hash == TokenData.from_texts(["明月", "霜"], tokenizer).hash
     assert data.hash != TokenData.from_texts(["霜", "明月"], tokenizer).hash
 
@@ -340,6 +340,6 @@ def test_a_part_of_the_documents_is_spread_over_all() -> None:
     assert len(part) == 40 * 100 // total
     assert len(part.tokens) <= 100
     step = 40 // len(part)
-    assert [ids for ids, _ in part.documents()][1] == list(data.documents())[step][0]
+    assert list(part.documents())[1].ids.tolist() == list(data.documents())[step].ids.tolist()
     assert data.spread(total) is data
     assert len(data.spread(1)) == 1

@@ -84,6 +84,43 @@ def test_loss_and_every_gradient(changes: dict[str, Any]) -> None:
         oracle.assert_close(gradient, oracle.gradient(loss, p[name]), 100)
 
 
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.2, 0.0), (0.0, 0.05), (0.1, 0.02)])
+def test_gradients_of_label_smoothing_and_z_loss(smoothing: float, z_loss: float) -> None:
+    shape = {"vocab_size": 11, "n_positions": 9, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    model = gpt(scale=0.4, **shape)
+    ids, targets = tokens(2, 7, vocab=11), tokens(2, 7, vocab=11, seed=1)
+    targets[0, 2] = targets[1, 6] = IGNORED
+    p = oracle.double(model.parameters())
+    plain = model.loss(ids, targets)
+    model.zero_grad()
+    total, count = model.loss_backward(ids, targets, label_smoothing=smoothing, z_loss=z_loss)
+    assert total / count == pytest.approx(plain, rel=1e-6)  # what is reported is the loss of the text
+    for name, gradient in model.gradients().items():
+
+        def loss(value: np.ndarray, name: str = name) -> Any:
+            logits = oracle.gpt(ids, {**p, name: value}, model.config)
+            uniform = sum(oracle.token_losses(logits, np.where(targets >= 0, v, IGNORED)) for v in range(11)) / 11
+            lse = np.log(np.exp(logits).sum(-1))
+            terms = (1 - smoothing) * oracle.token_losses(logits, targets) + smoothing * uniform
+            return (terms + z_loss * np.where(targets >= 0, lse**2, 0)).sum() / 12
+
+        oracle.assert_close(gradient, oracle.gradient(loss, p[name]), 100)
+    for wrong in ({"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            model.loss_backward(ids, targets, **wrong)
+
+
+def test_the_likeliest_token_at_each_target() -> None:
+    model = gpt(scale=0.4, vocab_size=3000, n_positions=9, n_embd=8, n_layer=1, n_head=2)
+    ids, targets = tokens(20, 9, vocab=3000), tokens(20, 9, vocab=3000, seed=1)
+    targets[3, 4] = IGNORED
+    losses, predicted = model.score_tokens(ids, targets)
+    oracle.assert_same_bits(losses, model.token_losses(ids, targets))
+    want = model.forward(ids).argmax(-1)
+    want[3, 4] = IGNORED
+    np.testing.assert_array_equal(predicted, want)
+
+
 def test_start_is_nearly_uniform() -> None:
     model = GPT(GPTConfig(1000, 32, 64, 3, 4), seed=3)
     p = model.parameters()

@@ -98,10 +98,12 @@ def test_training_from_a_file_to_a_model(tmp_path: Path, poems: Path, miaobi: Mi
     assert all(ord(character) >= 32 for line in text.splitlines() for character in line)  # no escapes in a pipe
     miaobi.good(*command[1:], "--max-new-tokens", 4, "--seed", 1)
     model = ["config.json", "generation_config.json", "miaobi_tokenizer.json", "model.safetensors"]
-    assert sorted(path.name for path in out.iterdir()) == sorted([*model, "checkpoints", "train_log.jsonl"])
+    model.append("miaobi_chat_template.json")
+    others = ["checkpoints", "data", "report.html", "train_log.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*model, *others])
     for name in ("best", "last"):
         files = files_in(out / "checkpoints" / name)
-        assert files == sorted([*model, "optimizer.safetensors", "trainer_state.json"])
+        assert files == sorted([*model, "manifest.json", "optimizer.safetensors", "trainer_state.json"])
     again = tmp_path / "again"
     miaobi.good("train", poems, "--out", again, "--steps", 4, "--evaluations", 2, "--seed", 3, *SMALL)
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
@@ -213,7 +215,7 @@ def test_bad_options_are_refused(tmp_path: Path, poems: Path, miaobi: Miaobi) ->
         ((poems, *out, "--vocab-size", 10), "vocab_size of at least 264"),
         ((poems, *out, "--minutes", 1, "--steps", 1), "got --minutes and --steps"),
         ((poems, *out, "--minutes", 0), "minutes"),
-        ((poems, *out, "--preset", "huge"), "--preset nano, small, base"),
+        ((poems, *out, "--preset", "huge"), "--preset tiny, nano, mini, small, medium, base"),
         ((poems, *out, "--resume"), "there is no run to go on with"),
         ((poems, *out, "--resume", "--overwrite"), "got both"),
         ((poems, *out, "--val", poems, "--val-fraction", 0.1), "got both"),

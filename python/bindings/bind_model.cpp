@@ -66,6 +66,33 @@ FloatArray forward(ModelHandle& h, const IntArray& ids, const LongArray& offsets
   return logits;
 }
 
+py::typing::Tuple<FloatArray, IntArray> score_tokens(ModelHandle& h, const IntArray& ids, const IntArray& targets,
+                                                     const LongArray& offsets) {
+  check_batch(ids, targets, offsets);
+  FloatArray losses(ids.size());
+  IntArray predicted(ids.size());
+  float* out = losses.mutable_data();
+  int32_t* best = predicted.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(h.mutex);
+    h.scored = 0;
+    h.model.token_losses(ids.data(), targets.data(), offsets.data(), offsets.size() - 1, out, best);
+  }
+  return py::make_tuple(losses, predicted);
+}
+
+FloatArray attention_weights(ModelHandle& h, const IntArray& ids) {
+  MIAOBI_CHECK(ids.ndim() == 1, "expected flat ids, got ", ids.ndim(), " dimensions");
+  const auto& config = h.model.config();
+  FloatArray weights(std::vector<py::ssize_t>{config.n_layer, config.n_head, ids.size(), ids.size()});
+  float* out = weights.mutable_data();
+  const py::gil_scoped_release release;
+  const std::lock_guard<std::mutex> lock(h.mutex);
+  h.model.attention_weights(ids.data(), ids.size(), out);
+  return weights;
+}
+
 FloatArray token_losses(ModelHandle& h, const IntArray& ids, const IntArray& targets, const LongArray& offsets) {
   check_batch(ids, targets, offsets);
   FloatArray losses(ids.size());
@@ -86,8 +113,12 @@ void backward(ModelHandle& h) {
 }
 
 py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray& ids, const IntArray& targets,
-                                                 const LongArray& offsets, std::optional<int64_t> normalizer) {
+                                                 const LongArray& offsets, std::optional<int64_t> normalizer,
+                                                 float label_smoothing, float z_loss) {
   check_batch(ids, targets, offsets);
+  MIAOBI_CHECK(label_smoothing >= 0 && label_smoothing < 1, "expected label_smoothing in [0, 1), got ",
+               label_smoothing);
+  MIAOBI_CHECK(z_loss >= 0, "expected z_loss >= 0, got ", z_loss);
   const int64_t n = normalizer.value_or(count_scored(targets));
   MIAOBI_CHECK(!normalizer || n > 0, "expected a positive normalizer, got ", n);
   Losses t;
@@ -97,7 +128,7 @@ py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray&
     h.unpack();
     float* losses = h.losses.reserve(ids.size());
     h.model.loss_backward(ids.data(), targets.data(), offsets.data(), offsets.size() - 1,
-                          n > 0 ? 1.0f / static_cast<float>(n) : 0.0f, losses);
+                          n > 0 ? 1.0f / static_cast<float>(n) : 0.0f, losses, {label_smoothing, z_loss});
     t = total(losses, targets.data(), ids.size());
   }
   return py::make_tuple(t.sum, t.count);
@@ -145,9 +176,13 @@ void register_model(py::module_& m) {
            "Logits (N, V) of int32 ids (N,) in sequences at int64 offsets (S+1,).")
       .def("token_losses", token_losses, "ids"_a.noconvert(), "targets"_a.noconvert(), "offsets"_a.noconvert(),
            "Losses in nats (N,), 0 where the target is -100.")
+      .def("score_tokens", score_tokens, "ids"_a.noconvert(), "targets"_a.noconvert(), "offsets"_a.noconvert(),
+           "token_losses and the likeliest token at each target (N,), -100 where the target is -100.")
+      .def("attention_weights", attention_weights, "ids"_a.noconvert(),
+           "Weights (L, H, T, T) of every head for one sequence of ids (T,).")
       .def("backward", backward, "Gradients of the mean of the last token_losses accumulate.")
       .def("loss_backward", loss_backward, "ids"_a.noconvert(), "targets"_a.noconvert(), "offsets"_a.noconvert(),
-           "normalizer"_a = py::none(),
+           "normalizer"_a = py::none(), "label_smoothing"_a = 0.0f, "z_loss"_a = 0.0f,
            "Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).")
       .def(
           "pack",
@@ -160,7 +195,12 @@ void register_model(py::module_& m) {
           "dtype"_a, "Copies the matrices, as \"float32\" or \"bf16\", into the form that decoding reads fastest.")
       .def("unpack", &ModelHandle::unpack, py::call_guard<py::gil_scoped_release>(), "Drops that copy.")
       .def_property_readonly(
-          "is_packed", [](const ModelHandle& h) { return h.model.is_packed(); }, "Whether there is such a copy.")
+          "packed_as",
+          [](const ModelHandle& h) -> std::optional<std::string> {
+            if (!h.model.is_packed()) return std::nullopt;
+            return h.model.packed_as() == WeightType::kBf16 ? "bf16" : "float32";
+          },
+          "The dtype of that copy, if there is one.")
       .def(
           "zero_grad", [](ModelHandle& h) { h.model.arena().zero_grad(); }, "Clears the gradients.")
       .def_property_readonly(
@@ -202,6 +242,9 @@ void register_model(py::module_& m) {
           },
           "lr"_a = py::none(), "max_grad_norm"_a = py::none(),
           "One update; gives the gradient's norm before clipping. Nothing changes where that is not finite.")
+      .def(
+          "freeze", [](AdamWHandle& h, const std::vector<std::string>& names) { h.optimizer.freeze(names); }, "names"_a,
+          "No later step changes these parameters.")
       .def_property(
           "step_count", [](AdamWHandle& h) { return h.optimizer.step_count(); },
           [](AdamWHandle& h, int64_t n) { h.optimizer.set_step_count(n); }, "Updates made so far.")

@@ -168,6 +168,10 @@ class GPT:
         tie_word_embeddings: bool,
         seed: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
+    def attention_weights(self, ids: numpy.typing.NDArray[numpy.int32]) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Weights (L, H, T, T) of every head for one sequence of ids (T,).
+        """
     def backward(self) -> None:
         """
         Gradients of the mean of the last token_losses accumulate.
@@ -188,6 +192,8 @@ class GPT:
         targets: numpy.typing.NDArray[numpy.int32],
         offsets: numpy.typing.NDArray[numpy.int64],
         normalizer: typing.SupportsInt | typing.SupportsIndex | None = None,
+        label_smoothing: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        z_loss: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> tuple[float, int]:
         """
         Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).
@@ -199,6 +205,15 @@ class GPT:
     def parameters(self) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
         """
         Name -> view.
+        """
+    def score_tokens(
+        self,
+        ids: numpy.typing.NDArray[numpy.int32],
+        targets: numpy.typing.NDArray[numpy.int32],
+        offsets: numpy.typing.NDArray[numpy.int64],
+    ) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32]]:
+        """
+        token_losses and the likeliest token at each target (N,), -100 where the target is -100.
         """
     def token_losses(
         self,
@@ -228,14 +243,14 @@ class GPT:
         All gradients as one flat view of the same layout.
         """
     @property
-    def is_packed(self) -> bool:
-        """
-        Whether there is such a copy.
-        """
-    @property
     def num_parameters(self) -> int:
         """
         Number of parameters.
+        """
+    @property
+    def packed_as(self) -> str | None:
+        """
+        The dtype of that copy, if there is one.
         """
 
 class AdamW:
@@ -250,6 +265,10 @@ class AdamW:
         eps: typing.SupportsFloat | typing.SupportsIndex,
         weight_decay: typing.SupportsFloat | typing.SupportsIndex,
     ) -> None: ...
+    def freeze(self, names: collections.abc.Sequence[str]) -> None:
+        """
+        No later step changes these parameters.
+        """
     def step(
         self,
         lr: typing.SupportsFloat | typing.SupportsIndex | None = None,

@@ -7,17 +7,23 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from miaobi.chat import ChatTemplate
+from miaobi.corpus import Document
+from miaobi.scoring import TokenDocument
 from miaobi.shuffle import permutation
 from miaobi.tokenizer import JiebaTokenizer
 
-__all__ = ["IGNORED_TARGET", "Batch", "Batches", "TokenData"]
+__all__ = ["IGNORED_TARGET", "Batch", "Batches", "MixedBatches", "TokenData", "encode_documents"]
 
 IGNORED_TARGET = -100  # a target that is not scored
+_HASH_TOKENS: Final = 1 << 20  # at a time: mapped tokens need not be in memory
+_ENCODED_AT_ONCE: Final = 256  # documents
 
 
 class Batch(NamedTuple):
@@ -46,16 +52,48 @@ def _batch(ids: NDArray[np.int32], targets: NDArray[np.int32], offsets: NDArray[
     return Batch(ids, targets, offsets, int(np.count_nonzero(targets != IGNORED_TARGET)))
 
 
+def encode_documents(
+    documents: Iterable[Document], tokenizer: JiebaTokenizer, template: ChatTemplate | None = None
+) -> Iterator[TokenDocument]:
+    """The tokens of each document, `[bos] + text + [eos]`.
+
+    Of a dialogue only the answers and what ends them are scored, and only their characters count.
+    """
+    template = template or ChatTemplate()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    waiting = iter(documents)
+    while group := list(islice(waiting, _ENCODED_AT_ONCE)):
+        segments = [None if isinstance(document, str) else template.segments(document) for document in group]
+        parts = [
+            [document] if isinstance(document, str) else [segment.text for segment in found or ()]
+            for document, found in zip(group, segments, strict=True)
+        ]
+        encoded = iter(tokenizer.encode_batch(list(chain.from_iterable(parts))))
+        for texts, found in zip(parts, segments, strict=True):
+            pieces = list(islice(encoded, len(texts)))
+            ids = np.array([bos, *chain.from_iterable(pieces), eos], np.int32)
+            if found is None:
+                yield TokenDocument(ids, len(texts[0]))
+                continue
+            learned = [segment.learned for segment in found]
+            flags = np.repeat(learned, [len(piece) for piece in pieces])
+            scored = np.concatenate([[False], flags, learned[-1:]]).astype(np.bool_)
+            yield TokenDocument(ids, sum(len(segment.text) for segment in found if segment.learned), scored)
+
+
 @dataclass(frozen=True, eq=False)
 class TokenData:
     """Documents as ids, one after the other: document d is `tokens[starts[d]:starts[d + 1]]`.
 
-    Each is `[bos] + text + [eos]`. `characters` are the lengths of the texts, the unit of bits per character.
+    Each is `[bos] + text + [eos]`. `characters` are the lengths of the texts, the unit of bits per character. `scored`,
+    if given, says of each token whether it is learnt; None learns all. Tokens are of any integer type; the arrays may
+    be mapped files.
     """
 
-    tokens: NDArray[np.int32]
+    tokens: NDArray[Any]
     starts: NDArray[np.int64]
-    characters: NDArray[np.int64]
+    characters: NDArray[Any]
+    scored: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 1 or self.starts.ndim != 1 or not len(self.starts):
@@ -66,45 +104,63 @@ class TokenData:
             raise ValueError(
                 "[batches] expected starts from 0 to the number of tokens, with two tokens or more in each document"
             )
+        if self.scored is not None and self.scored.shape != self.tokens.shape:
+            raise ValueError(f"[batches] expected {len(self.tokens)} flags of tokens, got {self.scored.shape}")
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[str], tokenizer: JiebaTokenizer, progress: Callable[[int], None] | None = None
+        cls,
+        texts: Iterable[Document],
+        tokenizer: JiebaTokenizer,
+        progress: Callable[[int], None] | None = None,
+        template: ChatTemplate | None = None,
     ) -> TokenData:
-        """Encodes `texts`; `progress` is called with the characters encoded so far."""
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        chunks: list[NDArray[np.int32]] = []
-        characters: list[int] = []
+        """Encodes `texts`, or the messages of dialogues; `progress` is called with the characters encoded so far."""
+        documents: list[TokenDocument] = []
         done = 0
-        for text in texts:
-            chunks.append(np.array([bos, *tokenizer.encode(text), eos], np.int32))
-            characters.append(len(text))
-            done += len(text)
+        for document in encode_documents(texts, tokenizer, template):
+            documents.append(document)
+            done += document.characters
             if progress is not None:
                 progress(done)
-        return cls.from_ids(chunks, characters)
+        return cls._join(documents)
 
     @classmethod
     def from_ids(cls, documents: Sequence[ArrayLike], characters: Sequence[int]) -> TokenData:
         """Documents that are tokens already, with bos and eos, and the length of each one's text."""
-        chunks = [np.asarray(document, np.int32) for document in documents]
-        starts = np.cumsum([0, *map(len, chunks)], dtype=np.int64)
-        tokens = np.concatenate(chunks) if chunks else np.empty(0, np.int32)
-        return cls(tokens, starts, np.asarray(characters, np.int64))
+        if len(characters) != len(documents):
+            raise ValueError(f"[batches] expected characters of {len(documents)} documents, got {len(characters)}")
+        return cls._join(
+            [TokenDocument(np.asarray(ids, np.int32), n) for ids, n in zip(documents, characters, strict=True)]
+        )
 
-    def documents(self) -> Iterator[tuple[Sequence[int], int]]:
+    @classmethod
+    def _join(cls, documents: Sequence[TokenDocument]) -> TokenData:
+        starts = np.cumsum([0, *(len(document.ids) for document in documents)], dtype=np.int64)
+        tokens = np.concatenate([np.empty(0, np.int32), *(document.ids for document in documents)], dtype=np.int32)
+        scored = None
+        if any(document.scored is not None for document in documents):
+            scored = np.concatenate(
+                [np.ones(len(d.ids), np.bool_) if d.scored is None else d.scored for d in documents]
+            )
+        return cls(tokens, starts, np.asarray([document.characters for document in documents], np.int64), scored)
+
+    def documents(self) -> Iterator[TokenDocument]:
         """The ids of each document and the length of its text."""
-        for start, end, characters in zip(self.starts, self.starts[1:], self.characters, strict=False):
-            yield self.tokens[start:end].tolist(), int(characters)
+        for d in range(len(self)):
+            yield self._document(d)
+
+    def _document(self, d: int) -> TokenDocument:
+        place = slice(self.starts[d], self.starts[d + 1])
+        scored = None if self.scored is None else self.scored[place]
+        return TokenDocument(self.tokens[place].astype(np.int32), int(self.characters[d]), scored)
 
     def spread(self, tokens: int) -> TokenData:
         """About `tokens` tokens at most: whole documents, evenly spread; all of them if they have no more."""
         if len(self.tokens) <= tokens:
             return self
         count = max(len(self) * tokens // len(self.tokens), 1)
-        chosen = np.arange(count) * len(self) // count
-        documents = [self.tokens[self.starts[d] : self.starts[d + 1]] for d in chosen]
-        return TokenData.from_ids(documents, self.characters[chosen].tolist())
+        return self._join([self._document(d) for d in (np.arange(count) * len(self) // count).tolist()])
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -117,10 +173,18 @@ class TokenData:
 
     @cached_property
     def hash(self) -> str:
-        """A hash of all tokens and starts, to know the same data again."""
-        digest = hashlib.sha256(self.starts.astype("<i8").tobytes())
-        digest.update(self.tokens.astype("<i4").tobytes())
+        """A hash of all tokens and starts, and of which are scored, to know the same data again."""
+        digest = hashlib.sha256()
+        for values, kind in ((self.starts, "<i8"), (self.tokens, "<i4"), (self.scored, "u1")):
+            for i in range(0, 0 if values is None else len(values), _HASH_TOKENS):
+                assert values is not None
+                digest.update(values[i : i + _HASH_TOKENS].astype(kind).tobytes())
         return digest.hexdigest()
+
+    @property
+    def learned(self) -> int:
+        """Tokens that are learnt: those to predict, of dialogues those of the answers."""
+        return self.predictions if self.scored is None else int(np.count_nonzero(self.scored))
 
 
 class Batches:
@@ -130,6 +194,9 @@ class Batches:
     predicted once an epoch. The pieces, in an order that depends on `seed` and epoch only, are laid end to end and cut
     into batches of equal size, `max_tokens` or a little less; a piece at such a cut goes into both. Nothing is padded
     or left out. `seed` None keeps the order of the documents.
+
+    Where only some tokens are scored, the part of a piece that begins a batch brings the tokens before it along, not
+    scored again: an answer is never learnt without its question. A batch may then have nothing to score.
     """
 
     def __init__(
@@ -148,6 +215,8 @@ class Batches:
         self._data = data
         self._seed = seed
         self._pad = pad_token_id
+        if not data.learned:
+            raise ValueError("[batches] expected something to learn, got dialogues without an answer")
         inputs = np.diff(data.starts) - 1
         pieces = -(-inputs // context)
         nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # 0, 1, ... in each document
@@ -176,16 +245,51 @@ class Batches:
         lengths = self._lengths[pieces]
         starts = self._starts[pieces]
         into_first = low - (int(self._ends[first]) - int(lengths[0]))  # what the batch before took of this piece
-        starts[0] += into_first
-        lengths[0] -= into_first
         lengths[-1] -= int(self._ends[last - 1]) - high
+        scored = self._data.scored
+        if scored is None:
+            starts[0] += into_first
+            lengths[0] -= into_first
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        targets = self._data.tokens[at + 1]
+        targets = self._data.tokens[at + 1].astype(np.int32)
         targets[targets == self._pad] = IGNORED_TARGET
-        return _batch(self._data.tokens[at], targets, offsets)
+        if scored is not None:
+            targets[~scored[at + 1]] = IGNORED_TARGET
+            targets[:into_first] = IGNORED_TARGET
+        return _batch(self._data.tokens[at].astype(np.int32), targets, offsets)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from batch `start` on."""
         for i in range(start, self.batches_per_epoch):
             yield self.batch(epoch, i)
+
+
+class MixedBatches:
+    """Batches with a share of other text in each: `batch_tokens * ratio` of its predictions are from `other`.
+
+    An epoch is one of the main text; the other one goes on from batch to batch, through epochs of its own.
+    """
+
+    def __init__(
+        self, data: TokenData, other: TokenData, ratio: float, context: int, max_tokens: int, *, seed: int | None = None
+    ) -> None:
+        if not 0 < ratio < 1:
+            raise ValueError(f"[batches] expected a ratio above 0 and under 1, got {ratio}")
+        mixed = min(max(round(ratio * max_tokens), 1), max_tokens - 1)
+        if not mixed:
+            raise ValueError("[batches] expected batches of 2 tokens or more to mix")
+        self._main = Batches(data, context, max_tokens - mixed, seed=seed)
+        self._other = Batches(other, context, mixed, seed=seed)
+        self.batches_per_epoch = self._main.batches_per_epoch
+        self.batch_tokens = self._main.batch_tokens + self._other.batch_tokens
+
+    def batch(self, epoch: int, i: int) -> Batch:
+        """Batch `i` of `epoch`, both from 0; raises IndexError for an `i` past the epoch."""
+        main = self._main.batch(epoch, i)
+        other = self._other.batch(*divmod(epoch * self.batches_per_epoch + i, self._other.batches_per_epoch))
+        return _batch(
+            np.concatenate([main.ids, other.ids]),
+            np.concatenate([main.targets, other.targets]),
+            np.concatenate([main.offsets, other.offsets[1:] + main.offsets[-1]]),
+        )

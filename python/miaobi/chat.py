@@ -3,17 +3,125 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Final, NamedTuple
 
-__all__ = ["ROLES", "TURN_STARTS", "parse_dialogue", "render", "validate"]
+from miaobi.errors import FormatError
+from miaobi.files import write_atomic
+
+__all__ = [
+    "ROLES",
+    "TEMPLATE_FILE",
+    "TURN_STARTS",
+    "ChatTemplate",
+    "Segment",
+    "parse_dialogue",
+    "render",
+    "validate",
+]
 
 ROLES: Final = ("system", "user", "assistant")
-_MARKERS: Final = {"system": "系统：", "user": "用户：", "assistant": "助手："}
-TURN_STARTS: Final = tuple(
-    "\n" + marker for marker in _MARKERS.values()
-)  # where an answer ends and another turn begins
+TEMPLATE_FILE: Final = "miaobi_chat_template.json"
+_FORMAT: Final = "miaobi-chat-template"
+_VERSION: Final = 1
+
+
+class Segment(NamedTuple):
+    """A part of a dialogue's text, and whether a model that is to answer learns to write it."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a dialogue becomes text: what begins a turn of each role, and what stands between two turns.
+
+    The one renderer for training and for chatting; it is saved with a model, so that both agree.
+    """
+
+    system: str = "系统："
+    user: str = "用户："
+    assistant: str = "助手："
+    separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"[chat] expected the {name} of a template to be a text, got {value!r:.80}")
+
+    @property
+    def turn_starts(self) -> tuple[str, ...]:
+        """Where an answer ends and another turn begins."""
+        return tuple(self.separator + getattr(self, role) for role in ROLES)
+
+    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
+        """The text of a dialogue: each message after the marker of its role, the contents as they are.
+
+        With `add_generation_prompt` it ends with the assistant's marker, where the model's answer goes. Raises as
+        `validate`.
+        """
+        validate(messages)
+        turns = [getattr(self, message["role"]) + message["content"] for message in messages]
+        if add_generation_prompt:
+            turns.append(self.assistant)
+        return self.separator.join(turns)
+
+    def segments(self, messages: Sequence[Mapping[str, str]]) -> list[Segment]:
+        """`render(messages)` in parts: what the model learns to write, and what it only reads.
+
+        It learns the answers, and that another turn follows: the separator and the next marker, where `turn_starts`
+        ends an answer. After a last answer comes the end token. Raises as `validate`.
+        """
+        validate(messages)
+        parts: list[Segment] = []
+        for i, message in enumerate(messages):
+            after_answer = i > 0 and messages[i - 1]["role"] == "assistant"
+            marker = (self.separator if i else "") + getattr(self, message["role"])
+            parts += [Segment(marker, after_answer), Segment(message["content"], message["role"] == "assistant")]
+        joined: list[Segment] = []
+        for part in parts:  # neighbours of one kind are cut into tokens together, as in a prompt
+            if joined and joined[-1].learned == part.learned:
+                joined[-1] = Segment(joined[-1].text + part.text, part.learned)
+            elif part.text:
+                joined.append(part)
+        return joined
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes `miaobi_chat_template.json` into `directory`. Raises OSError."""
+        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        data = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        write_atomic(Path(directory) / TEMPLATE_FILE, data.encode())
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> ChatTemplate:
+        """The template that `save` wrote into `directory`, or the default one if there is none. Raises FormatError."""
+        path = Path(directory) / TEMPLATE_FILE
+        if not path.exists():
+            return cls()
+        try:
+            content = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            raise FormatError(path, "expected the JSON of a chat template") from None
+        names = {field.name for field in fields(cls)}
+        head = {"format": _FORMAT, "version": _VERSION}
+        if not isinstance(content, dict) or {key: content.get(key) for key in head} != head:
+            raise FormatError(path, f'expected the format "{_FORMAT}", version {_VERSION}')
+        if set(content) != {*head, *names}:
+            raise FormatError(path, f"expected the fields {sorted(names)}, got {sorted(set(content) - set(head))[:20]}")
+        try:
+            return cls(**{name: content[name] for name in names})
+        except ValueError as error:
+            raise FormatError(path, str(error)) from None
+
+
+_DEFAULT: Final = ChatTemplate()
+TURN_STARTS: Final = _DEFAULT.turn_starts
 
 # One pattern for each language: a text does not mix them. The full-width and the ASCII colon are both in use.
 _STYLES: Final = (
@@ -23,15 +131,8 @@ _STYLES: Final = (
 
 
 def render(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
-    """The text of a dialogue: a line "用户：..." or "助手：..." for each message, the contents as they are.
-
-    With `add_generation_prompt` it ends with "助手：", where the model's answer goes. Raises as `validate`.
-    """
-    validate(messages)
-    turns = [_MARKERS[message["role"]] + message["content"] for message in messages]
-    if add_generation_prompt:
-        turns.append(_MARKERS["assistant"])
-    return "\n".join(turns)
+    """The text of a dialogue by the default template: a line "用户：..." or "助手：..." for each message."""
+    return _DEFAULT.render(messages, add_generation_prompt)
 
 
 def validate(messages: Sequence[Mapping[str, str]]) -> None:

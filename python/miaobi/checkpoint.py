@@ -4,17 +4,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from miaobi import _core
+from miaobi.chat import ChatTemplate
 from miaobi.errors import FormatError
-from miaobi.files import write_atomic
+from miaobi.files import previous_of, replacing, require_space, sync_folder, write_atomic
 from miaobi.llm import LLM
 from miaobi.model import GPT, AdamW
 from miaobi.tokenizer import JiebaTokenizer
@@ -23,17 +29,21 @@ __all__ = [
     "TrainState",
     "copy_checkpoint",
     "find_checkpoint",
+    "find_good_checkpoint",
     "load_checkpoint",
     "load_state",
     "publish",
     "save_checkpoint",
+    "verify_checkpoint",
 ]
 
 _FORMAT: Final = "miaobi-training"
-_VERSION: Final = 1
+_VERSION: Final = 2
+_SINCE_VERSION_2: Final = ("bad_evaluations", "rate_scale", "rollbacks")
+_MANIFEST_FORMAT: Final = "miaobi-checkpoint"
+_MANIFEST_FILE: Final = "manifest.json"
 _STATE_FILE: Final = "trainer_state.json"
 _OPTIMIZER_FILE: Final = "optimizer.safetensors"
-_SPARE_BYTES: Final = 16 << 20  # for the tokenizer, the log, and what else is written at the time
 
 
 @dataclass
@@ -49,6 +59,9 @@ class TrainState:
     best_step: int | None = None
     best_loss: float | None = None
     evaluation_due: bool = False
+    bad_evaluations: int = 0  # since the best one
+    rate_scale: float = 1.0  # of the learning rate: less after the run had to go back
+    rollbacks: int = 0
     train_loss_sum: float = 0.0  # since the last evaluation
     train_loss_tokens: int = 0
     train_hash: str = ""
@@ -57,30 +70,89 @@ class TrainState:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, model: GPT, tokenizer: JiebaTokenizer, optimizer: AdamW, state: TrainState) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: GPT,
+    tokenizer: JiebaTokenizer,
+    optimizer: AdamW,
+    state: TrainState,
+    data: Mapping[str, Any] | None = None,
+    template: ChatTemplate | None = None,
+) -> None:
     """Writes the run to `folder`, which holds the old content until the new one is complete and on disk.
 
-    Raises OSError, with the old content in place and nothing else left, if it cannot be written.
+    Its manifest tells where the run came from, `data` among it, and names the hash of each file. Raises OSError, with
+    the old content in place and nothing else left, if it cannot be written.
     """
-    _require_space(folder, 3 * model.arena.nbytes)
-    with _replacing(folder) as temporary, LLM(model, tokenizer) as llm:
+    require_space(folder, 3 * model.arena.nbytes, "saving the run takes")
+    with replacing(folder) as temporary, LLM(model, tokenizer, chat_template=template) as llm:
         llm.save_pretrained(temporary)
         moments = {"m": optimizer.m, "v": optimizer.v}
         _core.write_safetensors(str(temporary / _OPTIMIZER_FILE), moments, {"step": str(optimizer.step_count)})
         content = {"format": _FORMAT, "version": _VERSION, **asdict(state)}
-        write_atomic(temporary / _STATE_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomic(temporary / _STATE_FILE, _json(content))
+        write_atomic(temporary / _MANIFEST_FILE, _json(_manifest(temporary, state, data or {})))
+
+
+def verify_checkpoint(folder: Path) -> TrainState:
+    """The state in the checkpoint `folder`, all files of which are what its manifest says.
+
+    Raises FormatError that names the damaged file, and FileNotFoundError if there is no checkpoint.
+    """
+    state = load_state(folder)
+    path = folder / _MANIFEST_FILE
+    if not path.exists():
+        return state  # an older version wrote it
+    try:
+        files = json.loads(path.read_bytes())["files"]
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FormatError(path, "expected the JSON of a checkpoint's manifest") from None
+    for name, (length, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise FormatError(file, "the file is missing")
+        if file.stat().st_size != length:
+            raise FormatError(file, f"expected {length:,} bytes, got {file.stat().st_size:,}")
+        if _sha256(file) != digest:
+            raise FormatError(file, "it is damaged: it does not have the hash that the manifest names")
+    return state
+
+
+def find_good_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint in the folder `checkpoints` that is not damaged and got furthest, and what is wrong with others.
+
+    None if there is none. A replacement that was cut short leaves the one that it was to replace.
+    """
+    found: list[tuple[int, bool, Path]] = []
+    faults: list[str] = []
+    for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        if path.is_dir() and path.suffix != ".tmp":
+            try:
+                found.append((-load_state(path).step, path.name != "last", path))
+            except (OSError, FormatError) as error:
+                faults.append(str(error))
+    for _, _, path in sorted(found):
+        try:
+            verify_checkpoint(path)
+        except (OSError, FormatError) as error:
+            faults.append(str(error))
+            continue
+        return path, faults
+    return None, faults
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
     """Makes `folder` the same checkpoint as `source`, replaced as a whole; large files take no room of their own."""
-    with _replacing(folder) as temporary:
+    with replacing(folder) as temporary:
         for path in source.iterdir():
             _link(path, temporary / path.name)
 
 
 def publish(source: Path, folder: Path) -> None:
     """Puts the model of the checkpoint `source` into `folder`, file by file, the weights last."""
-    names = [path.name for path in source.iterdir() if path.name not in (_STATE_FILE, _OPTIMIZER_FILE)]
+    own = (_STATE_FILE, _OPTIMIZER_FILE, _MANIFEST_FILE)
+    names = [path.name for path in source.iterdir() if path.name not in own]
     for name in sorted(names, key=lambda name: (name.endswith(".safetensors"), name)):
         target = folder / name
         if target.exists() and target.samefile(source / name):
@@ -93,12 +165,12 @@ def publish(source: Path, folder: Path) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The checkpoint `folder` if it is complete; if its replacement was cut short, that which it was to replace."""
-    for path in (folder, _previous(folder)):
+    for path in (folder, previous_of(folder)):
         if (path / _STATE_FILE).is_file():
             return path
     return None
@@ -114,8 +186,10 @@ def load_state(folder: Path) -> TrainState:
     except (ValueError, RecursionError):
         raise FormatError(path, "expected the JSON of a training run") from None
     expected = {known.name: known.type for known in fields(TrainState)}
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("version") != _VERSION:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("version") not in (1, _VERSION):
         raise FormatError(path, f'expected the format "{_FORMAT}", version {_VERSION}')
+    if content["version"] == 1:
+        content |= {name: getattr(TrainState(), name) for name in _SINCE_VERSION_2}
     if set(content) != {"format", "version", *expected}:
         raise FormatError(path, f"expected the fields {sorted(expected)}, got {sorted(content)[:20]}")
     for name, kind in expected.items():
@@ -130,7 +204,7 @@ def load_checkpoint(folder: Path, model: GPT, tokenizer: JiebaTokenizer, optimiz
     Raises FormatError if it is damaged, FileNotFoundError if missing, and ValueError if it is of another model or
     tokenizer.
     """
-    state = load_state(folder)
+    state = verify_checkpoint(folder)
     if state.tokenizer_hash != tokenizer.hash:
         raise ValueError(
             f"{folder}: the checkpoint has another tokenizer; load it with JiebaTokenizer.load({str(folder)!r})"
@@ -150,42 +224,47 @@ def load_checkpoint(folder: Path, model: GPT, tokenizer: JiebaTokenizer, optimiz
     return state
 
 
+def _manifest(folder: Path, state: TrainState, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a checkpoint came from, and the sizes and hashes of the files in `folder`."""
+    build = _core.build_info()
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return {
+        "format": _MANIFEST_FORMAT,
+        "version": 1,
+        "miaobi": build["version"],
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": state.step,
+        "seed": state.config.get("seed"),
+        "data": {**data, "train_hash": state.train_hash, "validation_hash": state.validation_hash},
+        "tokenizer_hash": state.tokenizer_hash,
+        "config": state.config,
+        "machine": {
+            **{name: build[name] for name in ("cpu", "isa", "backend", "matmul_precision", "threads")},
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        },
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths},
+    }
+
+
+def _json(content: object) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _has_type(value: object, kind: str) -> bool:
     names = {"int": int, "float": float | int, "bool": bool, "str": str, "dict[str, Any]": dict, "None": type(None)}
     if isinstance(value, bool):  # which is an int to Python
         return kind == "bool"
     return any(isinstance(value, names[name]) for name in kind.split(" | "))
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `folder` when the block ends, and vanishes if it fails."""
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    previous = _previous(folder)
-    made = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        _sync_folder(temporary)
-        if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)  # a folder with files in it cannot be renamed over: until the next line
-        temporary.rename(folder)  # is done, find_checkpoint() takes the previous one
-        _sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.exists() and previous.exists():
-            previous.rename(folder)
-        for parent in made:
-            with contextlib.suppress(OSError):  # it has something in it, or was never made
-                parent.rmdir()
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.previous")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -197,23 +276,3 @@ def _link(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
     with open(target, "rb+") as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _require_space(folder: Path, size: int) -> None:
-    """Raises OSError if the disk of `folder` has no room for `size` bytes; the nearest folder that exists is asked."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    needed = size + _SPARE_BYTES
-    if free < needed:
-        raise OSError(
-            f"{folder}: the disk is full: saving the run takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free"
-        )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 import os
@@ -142,6 +143,22 @@ class GPT:
         flat, bounds, shape = self._flatten(ids, offsets)
         return self._core.token_losses(flat, self._flatten_targets(targets, shape), bounds).reshape(shape)
 
+    def score_tokens(
+        self, ids: npt.ArrayLike, targets: npt.ArrayLike, offsets: npt.ArrayLike | None = None
+    ) -> tuple[Array, npt.NDArray[np.int32]]:
+        """``token_losses``, and the likeliest token at each target, -100 where the target is -100."""
+        flat, bounds, shape = self._flatten(ids, offsets)
+        losses, predicted = self._core.score_tokens(flat, self._flatten_targets(targets, shape), bounds)
+        return losses.reshape(shape), predicted.reshape(shape)
+
+    def attention_weights(self, ids: npt.ArrayLike) -> Array:
+        """What each position of one sequence (T,) looks at: softmax(QK^T/sqrt(D)), (L, H, T, T).
+
+        Row i is over the keys 0 to i. It forms whole matrices, and is for looking at. ValueError for more than
+        ``n_positions`` ids.
+        """
+        return self._core.attention_weights(as_ids(ids, "ids"))
+
     def loss(self, ids: npt.ArrayLike, targets: npt.ArrayLike, offsets: npt.ArrayLike | None = None) -> float:
         """Mean loss in nats over the targets that count. ValueError where none does."""
         losses = self.token_losses(ids, targets, offsets)
@@ -160,14 +177,20 @@ class GPT:
         targets: npt.ArrayLike,
         offsets: npt.ArrayLike | None = None,
         normalizer: int | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> tuple[float, int]:
         """Forward and backward in one pass, cheaper than ``loss`` then ``backward``: (sum of losses, count).
 
         The gradients of sum / normalizer accumulate; the default normalizer is count. To spread a big batch over
-        several calls, give each the count of all of them.
+        several calls, give each the count of all of them. Label smoothing (Szegedy et al. 2016) and z-loss (Chowdhery
+        et al. 2022) are in the gradients alone: the sum stays that of the text.
         """
         flat, bounds, shape = self._flatten(ids, offsets)
-        return self._core.loss_backward(flat, self._flatten_targets(targets, shape), bounds, normalizer)
+        return self._core.loss_backward(
+            flat, self._flatten_targets(targets, shape), bounds, normalizer, label_smoothing, z_loss
+        )
 
     # --- parameters -----------------------------------------------------------------------------------------------
 
@@ -213,9 +236,9 @@ class GPT:
         self._core.unpack()
 
     @property
-    def is_packed(self) -> bool:
-        """Whether ``forward_cached`` reads a packed copy of the weights."""
-        return self._core.is_packed
+    def packed_as(self) -> str | None:
+        """What ``forward_cached`` reads the weights as, if it reads a packed copy."""
+        return self._core.packed_as
 
     def new_cache(self, capacity: int, dtype: str = "float32") -> KVCache:
         """A KV cache with room for `capacity` tokens over all its sequences, kept as ``"float32"`` or ``"bf16"``."""
@@ -347,8 +370,19 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        freeze: Sequence[str] = (),
     ) -> None:
+        """`freeze`: names of parameters, or patterns such as "transformer.h.0.*", that no step changes.
+
+        ValueError for a pattern that no parameter fits, and for options out of range.
+        """
         self._core = _core.AdamW(model._core, lr, betas, eps, weight_decay)
+        names = list(model.parameters())
+        for pattern in freeze:
+            fitting = fnmatch.filter(names, pattern)
+            if not fitting:
+                raise ValueError(f"expected freeze to name parameters such as {names[2]!r}, got {pattern!r}")
+            self._core.freeze(fitting)
 
     def step(self, lr: float | None = None, max_grad_norm: float | None = None) -> float:
         """One update with the gradients as they are; gives their norm over all parameters, before clipping.

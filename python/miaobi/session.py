@@ -58,7 +58,15 @@ class Session:
     Any number of sessions may write with one model at the same time. `cancel` may be called from any thread.
     """
 
-    def __init__(self, model: GPT, limit: int, cached: bool, rows: int = 1, row_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        limit: int,
+        cached: bool,
+        cache_dtype: str = "float32",
+        rows: int = 1,
+        row_tokens: int | None = None,
+    ) -> None:
         """`limit`: the most tokens that the model sees; `row_tokens`: room for each text, if that is less."""
         self.limit: Final = limit
         self.cached: Final = cached
@@ -67,7 +75,7 @@ class Session:
         size = limit if row_tokens is None else min(limit, row_tokens)
         if rows > 1:
             size = -(-size // _BLOCK) * _BLOCK + _FORK_ROOM
-        self._cache = model.new_cache(size * rows) if cached else None
+        self._cache = model.new_cache(size * rows, cache_dtype) if cached else None
         self._kept: Decoder | None = None  # what the last text of a session with one row left in the cache
         self._cancelled = threading.Event()
         self._closed = threading.Event()

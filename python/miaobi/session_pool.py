@@ -29,12 +29,16 @@ _SAMPLED_WEIGHTS: Final = 4096  # few enough to read in microseconds; any step o
 class SessionPool:
     """Gives each call a session of its own. All methods may be called from any thread; after `close` they raise."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, dtype: str = "float32") -> None:
+        """`dtype`: what the weights are read as, "float32" or "bf16"."""
         self._model: GPT | None = model
+        self._dtype = dtype
+        self._packed_weights = b""  # a sample of those that the model has packed
         # Guards what follows. Reentrant: the collector may close an abandoned stream while this thread has it.
         self._lock = threading.RLock()
         self._cached = True
         self._window: Window = None
+        self._cache_dtype = "float32"
         self._auto_limit = _SMALLEST_WINDOW
         self._idle: list[Session] = []  # with what finished texts left in their caches, the latest last
         self._idle_weights = b""
@@ -54,11 +58,11 @@ class SessionPool:
         positions = self.model.config.n_positions
         return min(positions, self._window) if isinstance(self._window, int) else positions
 
-    def configure(self, cached: bool, window: Window) -> None:
+    def configure(self, cached: bool, window: Window, cache_dtype: str) -> None:
         """Settings for the calls to come; everything kept is forgotten."""
         with self._lock:
             self.clear()
-            self._cached, self._window = cached, window
+            self._cached, self._window, self._cache_dtype = cached, window, cache_dtype
 
     @property
     def window(self) -> Window:
@@ -70,6 +74,7 @@ class SessionPool:
         with self._lock:
             self.model  # noqa: B018 - raises after `close`
             self._idle, self._forward, self._auto_limit = [], None, _SMALLEST_WINDOW
+            self._packed_weights = b""
 
     def info(self) -> dict[str, int]:
         """Capacity and use in tokens, and bytes, of all caches."""
@@ -97,8 +102,9 @@ class SessionPool:
     def forward(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """The logits (n, V) of ids that go on from those of earlier calls."""
         with self._lock:
+            self._pack()
             if self._forward is None:
-                cache = self.model.new_cache(self.context) if self._cached else None
+                cache = self.model.new_cache(self.context, self._cache_dtype) if self._cached else None
                 self._forward = Decoder(self.model, self.context, cache)
             return all_logits(self._forward, ids)
 
@@ -132,18 +138,19 @@ class SessionPool:
     def _take(self, prompt: Sequence[int], tokens: int, texts: int, all_at_once: bool) -> Session:
         with self._lock:
             limit = self._limit(tokens)
-            if self._idle and self._idle_weights != self._weights():
+            self._pack()
+            if self._idle and self._idle_weights != self._packed_weights:
                 self._idle = []
             self._idle = [session for session in self._idle if session.limit == limit]
             if texts > 1:
                 row_tokens = min(tokens, limit)
                 rows = texts if all_at_once else rows_for(self.model, texts, row_tokens)
-                session = Session(self.model, limit, self._cached, max(rows, 2), row_tokens)
+                session = Session(self.model, limit, self._cached, self._cache_dtype, max(rows, 2), row_tokens)
             elif self._idle:
                 session = max(self._idle, key=lambda idle: idle.shared(prompt))
                 self._idle.remove(session)
             else:
-                session = Session(self.model, limit, self._cached)
+                session = Session(self.model, limit, self._cached, self._cache_dtype)
             self._busy.append(session)
             return session
 
@@ -165,6 +172,13 @@ class SessionPool:
         while self._auto_limit < min(tokens, self.context):
             self._auto_limit *= 2
         return min(self._auto_limit, self.context)
+
+    def _pack(self) -> None:
+        """Prepares the weights for decoding, unless that has been done since they changed."""
+        weights = self._weights()
+        if self.model.packed_as != self._dtype or weights != self._packed_weights:
+            self.model.pack(self._dtype)
+            self._packed_weights = weights
 
     def _weights(self) -> bytes:
         """A sample of the parameters, to see whether they changed."""

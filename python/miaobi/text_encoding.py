@@ -6,11 +6,13 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from miaobi.errors import FormatError
 
-__all__ = ["DecodedText", "decode_text"]
+__all__ = ["DecodedText", "decode_text", "read_text"]
 
 _BOMS: Final = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8", "UTF-8 with BOM"),
@@ -40,6 +42,9 @@ _MAX_CONTROL: Final = 0.001
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # not tab, line ends, form feed, escape
 # A UTF-8 file with a broken character in it has many good ones for each broken one.
 _MIN_GOOD_PER_BROKEN: Final = 10
+_WHOLE_BYTES: Final = 32 << 20  # a file of up to so many bytes is decoded at once, a larger one as it is read
+_CHUNK_BYTES: Final = 4 << 20
+_LONGEST_CHARACTER: Final = 4  # bytes, in any of the encodings
 
 
 class DecodedText(NamedTuple):
@@ -55,6 +60,59 @@ def decode_text(data: bytes, path: str | os.PathLike[str]) -> DecodedText:
     A byte order mark decides if there is one; else UTF-8 if it is valid; else GB18030, Big5 or UTF-16 if the result
     looks like Chinese. Raises FormatError, with the offset of the first bad byte, for anything else.
     """
+    text, encoding = _decode(data, path)
+    return DecodedText(text, encoding.name)
+
+
+def read_text(path: Path) -> tuple[str, Iterator[str]]:
+    """The name of the encoding of a file, and its text, in parts if it is large: memory is bounded.
+
+    What a large file begins with decides about its encoding. Raises as `decode_text`, also while the parts are read,
+    and OSError.
+    """
+    if not path.is_file() or path.stat().st_size <= _WHOLE_BYTES:
+        text, name = decode_text(path.read_bytes(), path)
+        return name, iter((text,))
+    with open(path, "rb") as file:
+        encoding = _detect(file.read(_CHUNK_BYTES), path)
+    return encoding.name, _parts(path, encoding)
+
+
+class _Encoding(NamedTuple):
+    codec: str
+    name: str
+    mark: int  # bytes of its mark at the beginning of the file
+
+
+def _detect(head: bytes, path: Path) -> _Encoding:
+    """The encoding of a text that begins with `head`, whose end may be within a character."""
+    for cut in range(_LONGEST_CHARACTER):
+        try:
+            return _decode(head[: len(head) - cut], path)[1]
+        except FormatError:
+            continue
+    return _decode(head, path)[1]
+
+
+def _parts(path: Path, encoding: _Encoding) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding.codec)()
+    with open(path, "rb") as file:
+        at = file.seek(encoding.mark)
+        while True:
+            data = file.read(_CHUNK_BYTES)
+            held = len(decoder.getstate()[0])  # bytes of a character that is not complete
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                reason = f"it begins as {encoding.name} text but is not valid {encoding.name} here; repair it"
+                raise FormatError(path, reason, at - held + error.start) from None
+            if not data:
+                return
+            yield _no_binary(text, path, data)
+            at += len(data)
+
+
+def _decode(data: bytes, path: str | os.PathLike[str]) -> tuple[str, _Encoding]:
     for mark, codec, name in _BOMS:
         if data.startswith(mark):
             try:
@@ -62,22 +120,22 @@ def decode_text(data: bytes, path: str | os.PathLike[str]) -> DecodedText:
             except UnicodeDecodeError as error:
                 reason = f"it begins with the mark of {name} but is not valid {name}; save it again as UTF-8"
                 raise FormatError(path, reason, len(mark) + error.start) from None
-            return DecodedText(_no_binary(text, path, data), name)
+            return _no_binary(text, path, data), _Encoding(codec, name, len(mark))
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         return _guess(data, path, error.start)
     if "\0" in text:  # UTF-16 of mostly Latin text is also valid UTF-8, with a zero in every other byte
         return _guess(data, path, data.index(0))
-    return DecodedText(_no_binary(text, path, data), "UTF-8")
+    return _no_binary(text, path, data), _Encoding("utf-8", "UTF-8", 0)
 
 
-def _guess(data: bytes, path: str | os.PathLike[str], bad: int) -> DecodedText:
+def _guess(data: bytes, path: str | os.PathLike[str], bad: int) -> tuple[str, _Encoding]:
     """The text of `data`, which has no mark and is not UTF-8 text because of the byte at `bad`."""
     if _is_damaged_utf8(data):
         reason = f"this is UTF-8 text with a broken character, byte 0x{data[bad]:02X}; repair it, or take it out"
         raise FormatError(path, reason, bad)
-    best, text, encoding = 0.0, "", ""
+    best, text, encoding = 0.0, "", _Encoding("", "", 0)
     for codec, name in _GUESSES:
         try:
             candidate = data.decode(codec)
@@ -85,9 +143,9 @@ def _guess(data: bytes, path: str | os.PathLike[str], bad: int) -> DecodedText:
             continue
         share = _chinese_share(candidate)
         if share > best:
-            best, text, encoding = share, candidate, name
+            best, text, encoding = share, candidate, _Encoding(codec, name, 0)
     if best >= _MIN_FREQUENT:
-        return DecodedText(text, encoding)
+        return text, encoding
     _no_binary(data.decode("latin-1"), path, data)
     raise FormatError(
         path,

@@ -24,15 +24,24 @@ class TrainConfig:
                            but for rounding.
     learning_rate:         highest learning rate, reached after `warmup`, a share of the run; then it falls along a
                            cosine to learning_rate * min_learning_rate_ratio.
-    weight_decay, betas, epsilon: of AdamW; decay is for matrices only.
+    weight_decay, betas, epsilon: of AdamW; decay is for matrices only, and off by default, as the next three are.
+    label_smoothing:       share of a target's probability that goes to all tokens evenly, 0 to under 1.
+    z_loss:                weight of the squared logarithm of the softmax's sum, which keeps logits from drifting; 1e-4
+                           is usual. Neither is in the losses that are reported.
+    dropout:               must be 0: the engine trains without.
     max_grad_norm:         the gradient of all parameters together is scaled down to this length; None for no limit.
     evaluations:           how often to validate, at equal distances, the end included; `eval_every` steps instead if
                            given. At each the run is saved, and a sample is written from each of `sample_prompts`.
     eval_tokens:           validate on about so many tokens at most: whole documents, evenly spread, always the same.
     sample_tokens:         length of a sample.
-    save_minutes:          save also when so many minutes have gone by.
+    early_stopping:        end the run when so many validations in a row were no better than the best, and go back to
+                           the weights of the best; None for never.
+    save_minutes, save_every: save also when so many minutes, or steps, have gone by.
     keep:                  which weights the model folder holds at the end: those of the "best" validation, or the
                            "last".
+    keep_checkpoints:      of all that was saved, keep so many of the most recent beside the last and the best.
+    freeze:                names of parameters, or patterns such as "transformer.wte.*", that are not to be changed.
+    mix_ratio:             share of each batch that comes from the text to mix in, where there is one.
     seed:                  the order of the documents, and the samples, follow from it.
     """
 
@@ -44,7 +53,10 @@ class TrainConfig:
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
     warmup: float = 0.1
-    weight_decay: float = 0.1
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    dropout: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)  # a batch has few tokens: 0.95 forgets the rare ones
     epsilon: float = 1e-8
     max_grad_norm: float | None = 1.0
@@ -53,8 +65,13 @@ class TrainConfig:
     eval_tokens: int = 20_000
     sample_prompts: Sequence[str] = ()
     sample_tokens: int = 48
+    early_stopping: int | None = None
     save_minutes: float = 10.0
+    save_every: int | None = None
     keep: Literal["best", "last"] = "best"
+    keep_checkpoints: int = 0
+    freeze: Sequence[str] = ()
+    mix_ratio: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,21 +82,31 @@ class TrainConfig:
             object.__setattr__(self, "minutes", _DEFAULT_MINUTES)
         for name in ("steps", "batch_size", "gradient_accumulation", "evaluations", "eval_every", "eval_tokens"):
             self._check_int(name, 1)
-        self._check_int("sample_tokens", 1)
-        self._check_int("seed", 0)
+        for name in ("sample_tokens", "early_stopping", "save_every"):
+            self._check_int(name, 1)
+        for name in ("keep_checkpoints", "seed"):
+            self._check_int(name, 0)
         for name in ("epochs", "minutes", "learning_rate", "epsilon", "max_grad_norm", "save_minutes"):
             self._check_real(name, 0.0, math.inf, open_low=True)
-        self._check_real("weight_decay", 0.0, math.inf)
+        for name in ("weight_decay", "z_loss"):
+            self._check_real(name, 0.0, math.inf)
+        self._check_real("label_smoothing", 0.0, math.nextafter(1.0, 0.0))
+        self._check_real("mix_ratio", 0.0, math.nextafter(1.0, 0.0), open_low=True)
+        if self.dropout != 0.0:
+            raise ValueError(
+                f"[train] expected dropout to be 0, got {self.dropout!r:.80}: the engine trains without it"
+            )
         for name in ("min_learning_rate_ratio", "warmup"):
             self._check_real(name, 0.0, 1.0)
         betas = tuple(self.betas)
         if len(betas) != 2 or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in betas):
             raise ValueError(f"[train] expected betas of two numbers from 0 to under 1, got {self.betas!r}")
         object.__setattr__(self, "betas", betas)
-        prompts = self.sample_prompts
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(f"[train] expected sample_prompts to be a list of str, got {prompts!r:.80}")
-        object.__setattr__(self, "sample_prompts", tuple(prompts))
+        for name in ("sample_prompts", "freeze"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"[train] expected {name} to be a list of str, got {texts!r:.80}")
+            object.__setattr__(self, name, tuple(texts))
         if self.keep not in ("best", "last"):
             raise ValueError(f'[train] expected keep to be "best" or "last", got {self.keep!r:.80}')
 
@@ -93,7 +120,7 @@ class TrainConfig:
 
     def _check_int(self, name: str, low: int) -> None:
         value = getattr(self, name)
-        if value is None and name in ("steps", "eval_every"):
+        if value is None and name in ("steps", "eval_every", "early_stopping", "save_every"):
             return
         if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
             raise ValueError(f"[train] expected {name} to be an integer of {low} or more, got {value!r:.80}")
@@ -106,6 +133,6 @@ class TrainConfig:
         fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
         if not fits or not (low < value if open_low else low <= value) or value > high:
             kind = f"a number above {low:g}" if open_low else f"a number of {low:g} or more"
-            kind += "" if math.isinf(high) else f", up to {high:g}"
+            kind += "" if math.isinf(high) else f", {'up to' if high == 1.0 else 'under'} {high:g}"
             raise ValueError(f"[train] expected {name} to be {kind}, got {value!r:.80}")
         object.__setattr__(self, name, float(value))

@@ -12,8 +12,10 @@ __all__ = [
     "EndEvent",
     "EvaluationEvent",
     "Listener",
+    "RollbackEvent",
     "SampleEvent",
     "SkipEvent",
+    "SpikeEvent",
     "StartEvent",
     "StepEvent",
     "TrainEvent",
@@ -61,6 +63,25 @@ class SkipEvent:
 
 
 @dataclass(frozen=True)
+class RollbackEvent:
+    """The run went back to the state of the checkpoint at `to_step`, with `rate_scale` of its learning rate."""
+
+    step: int
+    to_step: int
+    reason: str
+    rate_scale: float
+
+
+@dataclass(frozen=True)
+class SpikeEvent:
+    """The loss of a step, which was applied, was far above the `expected` one of the steps before."""
+
+    step: int
+    loss: float
+    expected: float
+
+
+@dataclass(frozen=True)
 class EvaluationEvent:
     """The model was validated: `loss` in nats for each token, and in bits for each character of the text."""
 
@@ -93,9 +114,9 @@ class CheckpointEvent:
 
 @dataclass(frozen=True)
 class EndEvent:
-    """The run is over: "done", or "stopped" before its end by `Trainer.stop`."""
+    """The run is over: "done", "early" as validation got no better, or "stopped" before its end by `Trainer.stop`."""
 
-    reason: Literal["done", "stopped"]
+    reason: Literal["done", "early", "stopped"]
     step: int
     epoch: float
     elapsed: float
@@ -104,5 +125,15 @@ class EndEvent:
     best_loss: float | None
 
 
-TrainEvent = StartEvent | StepEvent | SkipEvent | EvaluationEvent | SampleEvent | CheckpointEvent | EndEvent
+TrainEvent = (
+    StartEvent
+    | StepEvent
+    | SkipEvent
+    | SpikeEvent
+    | RollbackEvent
+    | EvaluationEvent
+    | SampleEvent
+    | CheckpointEvent
+    | EndEvent
+)
 Listener = Callable[[TrainEvent], None]

@@ -19,7 +19,7 @@ struct AdamWOptions {
 // Loshchilov and Hutter 2019, with PyTorch's order of operations:
 //   p -= lr wd p;   m = b1 m + (1-b1) g;   v = b2 v + (1-b2) g^2
 //   p -= lr m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps)
-// g is the gradient times min(1, max_norm / (norm + 1e-6)), norm over all parameters of the arena.
+// g is the gradient times min(1, max_norm / (norm + 1e-6)), norm over all parameters of the arena that are not frozen.
 class AdamW {
  public:
   // The arena must outlive the optimizer. Throws Error for options out of range.
@@ -29,6 +29,10 @@ class AdamW {
   // One update; gradients stay as they are. max_grad_norm <= 0: no clipping. Gives the norm before
   // clipping. Where it is not finite, parameters, moments and the step count stay as they were.
   double step(float lr, float max_grad_norm);
+
+  // From now on no step changes these parameters, decay included, nor counts their gradients in the norm. Throws Error
+  // for a name that the arena does not have.
+  void freeze(const std::vector<std::string>& names);
 
   int64_t step_count() const { return steps_; }
   void set_step_count(int64_t steps);
@@ -40,6 +44,7 @@ class AdamW {
   struct Span {  // a stretch of one parameter; spans are the tasks and the fixed chunks of the norm
     int64_t offset, size;
     bool decays;
+    const Parameter* owner;
   };
 
   ParameterArena& arena_;

@@ -46,14 +46,19 @@ class GPT {
   void forward(const int32_t* ids, const int64_t* offsets, int64_t sequences, Mat logits);
 
   // Losses in nats per token into losses (N), 0 where the target is kIgnoreIndex; keeps what backward needs.
+  // `predicted` (N), where not null, receives the likeliest token at each target that counts.
   void token_losses(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences,
-                    float* losses);
+                    float* losses, int32_t* predicted = nullptr);
   // Adds the gradients of scale * sum(losses) of the last token_losses. The logits are formed again, so
   // where both are wanted loss_backward is cheaper. Once for each token_losses; Error otherwise.
   void backward(float scale);
-  // token_losses and backward in one pass over the LM head.
+  // token_losses and backward in one pass over the LM head; `terms` are in the gradients alone.
   void loss_backward(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences, float scale,
-                     float* losses);
+                     float* losses, const LossTerms& terms = {});
+
+  // What every position looks at: softmax(Q K^T / sqrt(D)) of each layer and head for one sequence of `tokens` ids,
+  // into weights (L, H, T, T), row i over the keys 0 .. i and 0 after them. For looking at: it forms whole matrices.
+  void attention_weights(const int32_t* ids, int64_t tokens, float* weights);
 
   // Appends rows to cached sequences and gives the logits after the last row of each: ids (N), offsets over
   // `sequences` entries of `cached`; logits (sequences, V). A sequence must get at least one row and stay
@@ -66,6 +71,7 @@ class GPT {
   void pack(WeightType type);
   void unpack();
   bool is_packed() const { return packed_head_.n() > 0; }
+  WeightType packed_as() const { return packed_head_.type(); }
 
  private:
   struct Batch {
@@ -80,7 +86,7 @@ class GPT {
   // The hidden states before the head; with everything that backward needs.
   Mat trunk(const Batch& batch);
   void backward_trunk(Mat g);
-  void head_backward(float scale, float* losses);
+  void head_backward(float scale, float* losses, const LossTerms& terms);
   ConstMat head() const { return head_->value_mat(); }
 
   GPTConfig config_;

@@ -20,12 +20,21 @@ AdamW::AdamW(ParameterArena& arena, const AdamWOptions& options) : arena_(arena)
   constexpr int64_t kSpan = 1 << 15;  // floats: four arrays of it are half a megabyte
   for (const auto& p : arena.parameters()) {
     for (int64_t at = 0; at < p->size; at += kSpan) {
-      spans_.push_back({p->offset + at, std::min(kSpan, p->size - at), p->decays()});
+      spans_.push_back({p->offset + at, std::min(kSpan, p->size - at), p->decays(), p.get()});
     }
   }
   partial_.resize(spans_.size());
   m_ = Buffer<float>(arena.size(), true);
   v_ = Buffer<float>(arena.size(), true);
+}
+
+void AdamW::freeze(const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    const Parameter* owner = arena_.find(name);
+    MIAOBI_CHECK(owner != nullptr, "[adamw] expected the names of parameters to freeze, got ", name);
+    std::erase_if(spans_, [&](const Span& span) { return span.owner == owner; });
+  }
+  partial_.resize(spans_.size());
 }
 
 void AdamW::set_step_count(int64_t steps) {

@@ -125,20 +125,20 @@ void GPT::forward(const int32_t* ids, const int64_t* offsets, int64_t sequences,
 }
 
 void GPT::token_losses(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences,
-                       float* losses) {
+                       float* losses, int32_t* predicted) {
   has_forward_ = false;
   workspace_.reset();
   batch_ = prepare(ids, targets, offsets, sequences, nullptr, workspace_);
   hidden_ = trunk(batch_);
-  lm_head_cross_entropy(hidden_, head(), batch_.targets, losses, nullptr, workspace_);
+  lm_head_cross_entropy(hidden_, head(), batch_.targets, losses, nullptr, workspace_, predicted);
   has_forward_ = true;
 }
 
-void GPT::head_backward(float scale, float* losses) {
+void GPT::head_backward(float scale, float* losses, const LossTerms& terms) {
   unpack();  // an optimizer is about to change the weights
   const Workspace::Mark mark(workspace_);
   const Mat g = workspace_.mat(hidden_.rows, hidden_.cols);
-  const LmHeadGradients gradients{scale, g, head_->grad_mat()};
+  const LmHeadGradients gradients{scale, g, head_->grad_mat(), terms};
   lm_head_cross_entropy(hidden_, head(), batch_.targets, losses, &gradients, workspace_);
   backward_trunk(g);
 }
@@ -146,17 +146,17 @@ void GPT::head_backward(float scale, float* losses) {
 void GPT::backward(float scale) {
   MIAOBI_CHECK(has_forward_, "[gpt] backward() expects a loss before it, and one for each; call loss() first");
   has_forward_ = false;
-  head_backward(scale, workspace_.floats(hidden_.rows));
+  head_backward(scale, workspace_.floats(hidden_.rows), {});
   workspace_.reset();
 }
 
 void GPT::loss_backward(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences,
-                        float scale, float* losses) {
+                        float scale, float* losses, const LossTerms& terms) {
   has_forward_ = false;
   workspace_.reset();
   batch_ = prepare(ids, targets, offsets, sequences, nullptr, workspace_);
   hidden_ = trunk(batch_);
-  head_backward(scale, losses);
+  head_backward(scale, losses, terms);
   workspace_.reset();  // here, so that what a first step needed becomes one block within that step
 }
 

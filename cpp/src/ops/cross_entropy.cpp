@@ -37,7 +37,7 @@ void cross_entropy_forward(ConstMat logits, const int32_t* targets, float* losse
 }
 
 void lm_head_cross_entropy(ConstMat x, ConstMat w, const int32_t* targets, float* losses,
-                           const LmHeadGradients* gradients, Workspace& workspace) {
+                           const LmHeadGradients* gradients, Workspace& workspace, int32_t* predicted) {
   const int64_t vocab = w.rows;
   MIAOBI_CHECK(x.cols == w.cols, "[lm_head] expected hidden states with ", w.cols, " columns, got ", x.cols);
   check_targets("lm_head", targets, x.rows, vocab);
@@ -55,14 +55,24 @@ void lm_head_cross_entropy(ConstMat x, ConstMat w, const int32_t* targets, float
         float* row = logits.row(r);
         if (target == kIgnoreIndex) {
           losses[begin + r] = 0.0f;
+          if (predicted != nullptr) predicted[begin + r] = kIgnoreIndex;
           if (gradients != nullptr) std::fill(row, row + vocab, 0.0f);
           continue;
         }
         const float lse = table.logsumexp_row(row, vocab);
         losses[begin + r] = lse - row[target];
+        if (predicted != nullptr) {
+          predicted[begin + r] = static_cast<int32_t>(std::max_element(row, row + vocab) - row);
+        }
         if (gradients != nullptr) {
-          table.softmax_scale_row(row, vocab, lse, gradients->scale);
-          row[target] -= gradients->scale;
+          const auto [smoothing, z_loss] = gradients->terms;
+          const float scale = gradients->scale;
+          table.softmax_scale_row(row, vocab, lse, scale * (1.0f + 2.0f * z_loss * lse));
+          if (smoothing > 0) {
+            const float share = scale * smoothing / static_cast<float>(vocab);
+            for (int64_t v = 0; v < vocab; ++v) row[v] -= share;
+          }
+          row[target] -= scale * (1.0f - smoothing);
         }
       }
     });

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from miaobi.cli import bench, chat, demo, evaluate, generate, info, train
+from miaobi.cli import bench, chat, demo, evaluate, explain, generate, info, plan, report, train
 
 __all__ = ["app", "main"]
 
@@ -43,6 +43,8 @@ def _add(name: str, command: Callable[..., None], *examples: str) -> None:
 
 _add("demo", demo.demo, "miaobi demo")
 _add("train", train.train, "miaobi train poems.txt --out my-model --preset small --minutes 10")
+_add("plan", plan.plan, "miaobi plan poems.txt --minutes 60")
+_add("report", report.report, "miaobi report my-model")
 _add(
     "generate",
     generate.generate,
@@ -53,6 +55,7 @@ _add(
 )
 _add("chat", chat.chat, "miaobi chat my-model", "miaobi chat my-model --temperature 0.6 --window auto")
 _add("eval", evaluate.evaluate, "miaobi eval my-model poems.val.txt")
+_add("explain", explain.explain, 'miaobi explain my-model "床前明月光"')
 _add("info", info.info, "miaobi info my-model")
 _add("bench", bench.bench, "miaobi bench --json bench.json")
 

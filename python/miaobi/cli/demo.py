@@ -61,7 +61,7 @@ def demo(
     用自带的语料训练一个小模型，约一分钟，然后看它续写和回答。
     """
     from miaobi.cli.train_run import TrainRun
-    from miaobi.corpus import hold_out
+    from miaobi.corpus import Documents, hold_out
 
     opt.set_threads(threads)
     folder = out or _DEFAULT_OUT
@@ -76,9 +76,10 @@ def demo(
     characters = sum(map(len, statements + dialogues))
     run.say("text", f"{len(statements)} statements and {len(dialogues)} dialogues, {characters:,} characters")
     run.say("held out", f"{len(unseen)} of the dialogues, to ask it later what it has not read")
-    run.use(statements + seen, unseen, len(dialogues))
-    run.make_model(None)
-    code = run.fit()
+    run.use(Documents.of(statements + seen), Documents.of(unseen), len(dialogues))
+    with run:
+        run.make_model(None)
+        code = run.fit()
     name = shlex.quote(str(folder))
     if code:
         run.print(f"What it has learnt so far is in {folder}: miaobi chat {name}")

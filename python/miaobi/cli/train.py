@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from miaobi.cli import options as opt
+from miaobi.presets import PRESETS
 
 __all__ = ["train"]
 
@@ -18,6 +19,8 @@ _TEXT: Final = "Text"
 _MODEL: Final = "Model"
 _LEARNING: Final = "Learning"
 _SEEING: Final = "Checks and samples"
+_SAVING: Final = "Checkpoints"
+_FURTHER: Final = "Training a model further"
 
 
 def train(
@@ -28,7 +31,12 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the model.")],
     preset: Annotated[
         str | None,
-        typer.Option(metavar="nano|small|base", help="Size of the model.", show_default="nano", rich_help_panel=_MODEL),
+        typer.Option(
+            metavar="|".join(PRESETS),
+            help="Size of the model.",
+            show_default="what fits the text and --minutes, else nano",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     vocab_size: Annotated[
         int | None,
@@ -41,6 +49,43 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Make so many steps.", rich_help_panel=_BUDGET)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in --out.")] = False,
+    from_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="DIR", help="Model to train further, with its vocabulary.", rich_help_panel=_FURTHER
+        ),
+    ] = None,
+    mix: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text to mix in, such as the model has read before: it forgets less.",
+            rich_help_panel=_FURTHER,
+        ),
+    ] = None,
+    mix_ratio: Annotated[
+        float | None,
+        typer.Option(help="Share of each batch that comes from --mix.", show_default="0.2", rich_help_panel=_FURTHER),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Parameters to leave alone, such as 'transformer.wte.*'; may be given several times.",
+            rich_help_panel=_FURTHER,
+        ),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="text|chat",
+            help="Learn all of the text, or of dialogues the answers alone.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = "text",
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="Leave out documents that are there twice.", rich_help_panel=_TEXT)
+    ] = False,
     document_separator: Annotated[
         str,
         typer.Option(
@@ -87,7 +132,23 @@ def train(
         ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Decay of the weights.", show_default="0.1", rich_help_panel=_LEARNING)
+        float | None, typer.Option(help="Decay of the weights.", show_default="0", rich_help_panel=_LEARNING)
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(help="Share of each target given to all tokens.", show_default="0", rich_help_panel=_LEARNING),
+    ] = None,
+    z_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of a term that keeps logits small; 1e-4 is usual.",
+            show_default="0",
+            rich_help_panel=_LEARNING,
+        ),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="Only 0: the engine trains without it.", show_default="0", rich_help_panel=_LEARNING),
     ] = None,
     warmup: Annotated[
         float | None,
@@ -99,13 +160,40 @@ def train(
             metavar="best|last",
             help="Which weights DIR has in the end: of the best validation, or the last.",
             show_default="best",
-            rich_help_panel=_SEEING,
+            rich_help_panel=_SAVING,
+        ),
+    ] = None,
+    save_minutes: Annotated[
+        float | None,
+        typer.Option(help="Save at least so often.", show_default="10", rich_help_panel=_SAVING),
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Save every so many steps, too.", rich_help_panel=_SAVING)
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", help="Keep the last K of all that was saved.", show_default="0", rich_help_panel=_SAVING
         ),
     ] = None,
     evaluations: Annotated[
         int | None,
         typer.Option(help="How often to validate and save.", show_default="10", rich_help_panel=_SEEING),
     ] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Stop after N validations without a better one; back to the best.",
+            rich_help_panel=_SEEING,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard", help="Write DIR/tensorboard, too; needs miaobi[tensorboard].", rich_help_panel=_SEEING
+        ),
+    ] = False,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,7 +210,11 @@ def train(
     """Train a model on your text.
 
     The text is one document in each line of a .txt file; the strings of a .json list; or the lines of a .jsonl file, as
-    strings, {"text": ...} or {"messages": [...]}. Dialogues ("用户：... 助手：...") are recognised.
+    strings, {"text": ...} or {"messages": [...]}. Dialogues ("用户：... 助手：...") are recognised; with --format chat
+    the model learns their answers alone.
+
+    A model can be trained further: `miaobi train chat.json --format chat --from my-model --mix poems.txt --out my-bot`.
+    DIR/report.html shows the run; `miaobi report DIR` writes it while it goes on.
 
     Ctrl-C saves the run; the same command with --resume goes on with it.
     """
@@ -134,6 +226,12 @@ def train(
         raise ValueError(f"expected --document-separator line or blank, got {document_separator!r}")
     if resume and overwrite:
         raise ValueError("expected --resume, to go on, or --overwrite, to begin anew, got both")
+    if format not in ("text", "chat"):
+        raise ValueError(f"expected --format text or chat, got {format!r}")
+    if from_model is not None and (preset is not None or vocab_size is not None):
+        raise ValueError("expected --from, or --preset and --vocab-size for a new model, got both")
+    if mix_ratio is not None and not mix:
+        raise ValueError("expected --mix FILE beside --mix-ratio")
     if val and val_fraction is not None:
         raise ValueError("expected --val, a file, or --val-fraction, a part of the text, got both")
     named = {
@@ -142,6 +240,15 @@ def train(
         "gradient_accumulation": gradient_accumulation,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "dropout": dropout,
+        "early_stopping": early_stopping,
+        "save_minutes": save_minutes,
+        "save_every": save_every,
+        "keep_checkpoints": keep_checkpoints,
+        "freeze": freeze or None,
+        "mix_ratio": mix_ratio,
         "warmup": warmup,
         "keep": keep,
         "evaluations": evaluations,
@@ -152,13 +259,25 @@ def train(
     from miaobi.cli.train_run import TrainRun
 
     opt.set_threads(threads)
-    run = TrainRun(out, preset, settings, resume=resume, overwrite=overwrite)
-    run.read(files, val or [], val_fraction, "blank" if document_separator == "blank" else "line", text_field)
-    run.make_model(vocab_size)
-    code = run.fit(_command(context))
-    if code:
-        raise typer.Exit(code)
-    run.say_end()
+    run = TrainRun(out, preset, settings, resume=resume, overwrite=overwrite, from_model=from_model)
+    if tensorboard:
+        run.write_tensorboard()
+    with run:
+        run.read(
+            files,
+            val or [],
+            mix or [],
+            val_fraction,
+            deduplicate,
+            separator="blank" if document_separator == "blank" else "line",
+            text_field=text_field,
+            format="chat" if format == "chat" else "text",
+        )
+        run.make_model(vocab_size)
+        code = run.fit(_command(context))
+        if code:
+            raise typer.Exit(code)
+        run.say_end()
 
 
 def _command(context: typer.Context) -> str:

@@ -22,8 +22,10 @@ from miaobi.train_config import TrainConfig
 from miaobi.train_events import (
     EndEvent,
     EvaluationEvent,
+    RollbackEvent,
     SampleEvent,
     SkipEvent,
+    SpikeEvent,
     StepEvent,
     TrainEvent,
 )
@@ -73,6 +75,12 @@ class TrainView:
         elif isinstance(event, SkipEvent):
             text = f"    step {event.step} was not applied: its loss or gradient was not finite"
             self._print(Text(text, style="yellow"))
+        elif isinstance(event, SpikeEvent):
+            text = f"    step {event.step}: the loss jumped from about {event.expected:.3f} to {event.loss:.3f}"
+            self._print(Text(text, style="yellow"))
+        elif isinstance(event, RollbackEvent):
+            text = f"    step {event.step}: {event.reason}; back to step {event.to_step}, learning rate times "
+            self._print(Text(f"{text}{event.rate_scale:g}", style="bold yellow"))
         elif isinstance(event, EndEvent) and not self._validates and self._step is not None:
             self._print_row(None)
 
