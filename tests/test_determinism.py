@@ -23,7 +23,7 @@ from miaobi.model import GPT, AdamW, GPTConfig
 
 pytestmark = pytest.mark.usefixtures("builtin_backend")
 
-KNOWN_ISAS = ("generic", "avx2", "avx512", "neon")
+KNOWN_ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "neon")
 THREADS = (1, 2, 3, 8)
 OFFSETS = np.cumsum([0, 250, 1, 33, 130])  # one sequence is longer than any tile
 

@@ -324,3 +324,24 @@ def test_a_closed_llm_says_so(model: GPT, tokenizer: JiebaTokenizer) -> None:
     with pytest.raises(ValueError, match="closed"):
         llm.perplexity("床前")
     assert repr(llm) == "LLM(closed)"
+
+
+def test_bf16_weights_and_cache_write_text_and_follow_training(tokenizer: JiebaTokenizer) -> None:
+    model = small_model()
+    rounded, exact = LLM(model, tokenizer, dtype="bf16"), LLM(small_model(), tokenizer)
+    rounded.enable_kv_cache(dtype="bf16")
+    assert rounded.generate(PROMPTS[1], **GREEDY) == rounded.generate(PROMPTS[1], **GREEDY)
+    assert model.packed_as == "bf16"
+    ids = tokenizer.encode(TEXTS[0])
+    np.testing.assert_allclose(rounded.forward_with_kv_cache(ids), exact.forward_with_kv_cache(ids), atol=0.1)
+    assert 0 < rounded.cache_info()["bytes"] < exact.cache_info()["bytes"] * 3
+
+    model.loss_backward(np.array([ids[:8]]), np.array([ids[1:9]]))
+    AdamW(model, lr=0.1).step()
+    assert model.packed_as is None
+    again = LLM(model, tokenizer, dtype="bf16")
+    np.testing.assert_array_equal(rounded.generate(PROMPTS[1], **GREEDY), again.generate(PROMPTS[1], **GREEDY))
+    with pytest.raises(ValueError, match="float32"):
+        LLM(model, tokenizer, dtype="int4")
+    with pytest.raises(ValueError, match="float32"):
+        exact.enable_kv_cache(dtype="fp8")

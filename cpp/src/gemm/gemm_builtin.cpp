@@ -164,6 +164,45 @@ void pack_columns(const KernelTable& table, int64_t cols, int64_t depth, Body&& 
   parallel_ranges(cols, grain, body);
 }
 
+// bfloat16 pairs: as many_rows and run_block, on panels of pairs, for any number of rows, for the instruction adds in
+// another order than float32 does, and a row is to have the same bits in any batch.
+void pair_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+               int64_t ldc, bool accumulate, const Epilogue& epilogue) {
+  Blocking blocking = blocking_for(table);
+  blocking.kc *= 2;  // of half the size
+  const int64_t step = balanced_depth(blocking, k);
+  const LoopScratch wide(Scratch::kPairs, table.nr * step + table.width);  // nr is more than mr
+  for (int64_t j0 = 0; j0 < n; j0 += blocking.nc) {
+    const int64_t cols = std::min(blocking.nc, n - j0);
+    int64_t k0 = 0;
+    do {
+      const int64_t depth = std::min(step, k - k0), pairs = ceil_div(depth, 2);
+      auto* right = reinterpret_cast<uint32_t*>(
+          thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * std::max<int64_t>(pairs, 1) + table.width));
+      parallel_for_slots(ceil_div(cols, table.nr), wide.slots, [&](int64_t panel, int slot) {
+        const int64_t j = panel * table.nr;
+        table.pack_pairs(b, j0 + j, std::min<int64_t>(table.nr, cols - j), k0, depth, table.nr, wide[slot],
+                         right + j * pairs);
+      });
+      const Grid grid = grid_for(table, blocking, m, cols, depth);
+      const LoopScratch scratch(Scratch::kPackA,
+                                std::max(grid.mc * pairs, blocking.mc * blocking.kc / 2) + table.width);
+      parallel_for_slots(grid.row_blocks * grid.col_blocks, scratch.slots, [&](int64_t task, int slot) {
+        const int64_t i = task % grid.row_blocks * grid.mc, j = task / grid.row_blocks * grid.nc;
+        const int64_t rows = std::min(grid.mc, m - i), width = std::min(grid.nc, cols - j);
+        const int64_t height = panel_height(table, rows);
+        auto* left = reinterpret_cast<uint32_t*>(scratch[slot]);
+        table.pack_pairs(a, i, rows, k0, depth, height, wide[slot], left);
+        const Epilogue part = epilogue.at(i, j0 + j);
+        const bool last = k0 + depth >= k && !epilogue.empty();
+        table.gemm_pairs_block(rows, width, pairs, left, height, right + j * pairs, c + i * ldc + j0 + j, ldc,
+                               accumulate || k0 > 0, last ? &part : nullptr);
+      });
+      k0 += depth;
+    } while (k0 < k);
+  }
+}
+
 bool are_few(const KernelTable& table, int64_t m) { return m <= 4 * table.mr; }
 
 }  // namespace
@@ -171,6 +210,10 @@ bool are_few(const KernelTable& table, int64_t m) { return m <= 4 * table.mr; }
 void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc,
                   bool accumulate, const Epilogue& epilogue) {
   const KernelTable& table = kernels_in_use();
+  if (a.bf16 && b.bf16 && table.gemm_pairs_block != nullptr) {
+    pair_rows(table, m, n, k, a, b, c, ldc, accumulate, epilogue);
+    return;
+  }
   if (!are_few(table, m)) {
     many_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
               [&](int64_t j0, int64_t cols, int64_t k0, int64_t depth) -> Panels {

@@ -17,7 +17,7 @@ const KernelTable* find(const std::string& name) {
     if (name == table->name) return table;
     names += names.empty() ? table->name : std::string(", ") + table->name;
   }
-  for (const char* known : {"generic", "avx2", "avx512", "neon"}) {
+  for (const char* known : {"generic", "avx2", "avx512", "avx512_bf16", "neon"}) {
     MIAOBI_CHECK(name != known, "[isa] MIAOBI_ISA=", name, " asks for instructions that this machine or this build ",
                  "does not have; it can run: ", names);
   }
@@ -38,8 +38,10 @@ std::vector<const KernelTable*> supported_kernels() {
   std::vector<const KernelTable*> tables;
 #if defined(MIAOBI_HAVE_X86_KERNELS)
 #if defined(MIAOBI_EMULATED_AVX512)
+  if (cpu_features().avx2_fma) tables.push_back(&kernels::avx512_bf16::kTable);
   if (cpu_features().avx2_fma) tables.push_back(&kernels::avx512::kTable);
 #else
+  if (cpu_features().avx512_bf16) tables.push_back(&kernels::avx512_bf16::kTable);
   if (cpu_features().avx512) tables.push_back(&kernels::avx512::kTable);
 #endif
   if (cpu_features().avx2_fma) tables.push_back(&kernels::avx2::kTable);

@@ -55,6 +55,13 @@ struct KernelTable {
   // Packs op(X)[i0 .. i0+count) x [k0 .. k0+k) into panels of `panel` (mr or nr) at dst: element (i, k) at
   // dst[(i / panel) * panel * k_count + k * panel + i % panel]. dst has room for whole panels + width.
   void (*pack)(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* dst);
+  // The same on pairs of bfloat16 along k; null where there is no instruction for them. Sums are float32, pair by pair
+  // in ascending k. Panels are contiguous: a panel of `height` rows, or nr columns, takes that many times `pairs`.
+  void (*gemm_pairs_block)(int64_t m, int64_t n, int64_t pairs, const uint32_t* a, int64_t height, const uint32_t* b,
+                           float* c, int64_t ldc, bool load_c, const Epilogue* epilogue);
+  // As `pack`, in pairs; `scratch` holds one panel in float32, and dst room for whole panels + width.
+  void (*pack_pairs)(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* scratch,
+                     uint32_t* dst);
   // bfloat16 to float32 and back, ties to even.
   void (*widen)(const uint16_t* x, int64_t n, float* y);
   void (*narrow)(const float* x, int64_t n, uint16_t* y);
@@ -121,6 +128,9 @@ namespace kernels::avx2 {
 extern const KernelTable kTable;
 }
 namespace kernels::avx512 {
+extern const KernelTable kTable;
+}
+namespace kernels::avx512_bf16 {
 extern const KernelTable kTable;
 }
 namespace kernels::neon {

@@ -14,6 +14,10 @@
 #include "kernels/optimizer.inc.h"
 #include "kernels/softmax.inc.h"
 
+#if defined(MIAOBI_HAS_PAIRS)
+#include "kernels/gemm_pairs.inc.h"
+#endif
+
 #define MIAOBI_STRING_(x) #x
 #define MIAOBI_STRING(x) MIAOBI_STRING_(x)
 
@@ -29,6 +33,13 @@ const KernelTable kTable = {
     .gemv = gemv,
     .epilogue = epilogue_block,
     .pack = pack,
+#if defined(MIAOBI_HAS_PAIRS)
+    .gemm_pairs_block = gemm_pairs_block,
+    .pack_pairs = pack_pairs,
+#else
+    .gemm_pairs_block = nullptr,
+    .pack_pairs = nullptr,
+#endif
     .widen = widen,
     .narrow = narrow,
     .transpose = transpose_matrix,

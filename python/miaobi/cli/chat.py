@@ -47,13 +47,14 @@ def chat(
     threads: opt.Threads = None,
     window: opt.Window = None,
     no_cache: opt.NoCache = False,
+    dtype: opt.Dtype = "float32",
 ) -> None:
     """Chat with a model that was trained on dialogues.
 
     It remembers what was said. With a file or a pipe on stdin, each line is a message and each answer a line on stdout.
     """
     options = opt.generation_options(locals())
-    llm = opt.open_llm(model, threads, window, no_cache)
+    llm = opt.open_llm(model, threads, window, no_cache, dtype=dtype)
     llm.generation_config.replaced(options)  # wrong ones are refused before anybody types
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:

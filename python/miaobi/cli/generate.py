@@ -66,6 +66,7 @@ def generate(
     threads: opt.Threads = None,
     window: opt.Window = None,
     no_cache: opt.NoCache = False,
+    dtype: opt.Dtype = "float32",
 ) -> None:
     """Go on with a text.
 
@@ -79,7 +80,7 @@ def generate(
         raise ValueError("expected TEXT to be valid UTF-8; to give text in another encoding, convert it") from None
     options = opt.generation_options(locals())
     processors = _constraints(acrostic, line_length, lines, line_ends, breaks_in_sight, characters, sentence_end)
-    llm = opt.open_llm(model, threads, window, no_cache)
+    llm = opt.open_llm(model, threads, window, no_cache, dtype=dtype)
     if num_return_sequences is not None and num_return_sequences > 1:
         pieces = iter("\n\n".join(llm.generate_batch([prompt], processors=processors, **options)))
     else:

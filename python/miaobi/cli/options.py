@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadWords",
+    "Dtype",
     "FrequencyPenalty",
     "Greedy",
     "LengthPenalty",
@@ -131,6 +132,14 @@ NumBeams = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="Threads to compute with; the results are the same.", rich_help_panel=_ENGINE)
 ]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="float32|bf16",
+        help="What the weights are read as; bf16 is faster, and rounds them.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 Window = Annotated[
     str | None,
     typer.Option(
@@ -162,7 +171,12 @@ def generation_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_llm(
-    folder: Path, threads: int | None = None, window: str | None = None, no_cache: bool = False, for_text: bool = True
+    folder: Path,
+    threads: int | None = None,
+    window: str | None = None,
+    no_cache: bool = False,
+    for_text: bool = True,
+    dtype: str = "float32",
 ) -> LLM:
     """The model in `folder`; a spinner on a terminal's stderr shows that it is being read.
 
@@ -174,7 +188,7 @@ def open_llm(
         from miaobi.llm import LLM
 
         set_threads(threads)
-        llm = LLM.from_pretrained(folder)
+        llm = LLM.from_pretrained(folder, dtype=dtype)
         llm.enable_kv_cache(_window(window))
         if no_cache:
             llm.disable_kv_cache()
