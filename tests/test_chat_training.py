@@ -18,6 +18,7 @@ from miaobi.batches import IGNORED_TARGET, Batches, MixedBatches, TokenData
 from miaobi.chat import ChatTemplate, parse_dialogue, render
 from miaobi.corpus import read_corpus
 from miaobi.errors import FormatError
+from miaobi.generation import CHAT_DEFAULTS
 from miaobi.llm import LLM
 from miaobi.model import GPT, AdamW
 from miaobi.scoring import Score, score_documents
@@ -92,9 +93,9 @@ def test_chat_uses_the_template_of_the_model(tokenizer: JiebaTokenizer, tmp_path
     trainer.fit(DIALOGUES)
     with LLM.from_pretrained(tmp_path) as llm:
         assert llm.chat_template == template
-        written = llm.generate("黄白日。月", do_sample=False, max_new_tokens=4, stop=template.turn_starts)
-        plain = {"do_sample": False, "max_new_tokens": 4, "frequency_penalty": 0.0, "stop_on_loop": False}
-        assert llm.chat([{"role": "user", "content": "白日"}], **plain) == written
+        options: dict[str, Any] = {**CHAT_DEFAULTS, "do_sample": False, "max_new_tokens": 4}
+        written = llm.generate("黄白日。月", stop=template.turn_starts, **options)
+        assert llm.chat([{"role": "user", "content": "白日"}], **options) == written
         assert llm.fit_dialogue(DIALOGUES[0][:1]) == DIALOGUES[0][:1]
 
 

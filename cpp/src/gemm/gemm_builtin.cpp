@@ -203,7 +203,8 @@ void pair_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const 
   }
 }
 
-bool are_few(const KernelTable& table, int64_t m) { return m <= 4 * table.mr; }
+// Few rows are packed over the whole depth: no more than 1 MB of them.
+bool are_few(const KernelTable& table, int64_t m, int64_t k) { return m <= 4 * table.mr && m * k <= 1 << 18; }
 
 }  // namespace
 
@@ -214,7 +215,7 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
     pair_rows(table, m, n, k, a, b, c, ldc, accumulate, epilogue);
     return;
   }
-  if (!are_few(table, m)) {
+  if (!are_few(table, m, k)) {
     many_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
               [&](int64_t j0, int64_t cols, int64_t k0, int64_t depth) -> Panels {
                 float* packed = thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * depth + table.width);
@@ -283,7 +284,7 @@ void gemm_builtin(int64_t m, const Operand& a, const PackedMatrix& b, float* c, 
     const bool bf16 = b.type() == WeightType::kBf16;
     return {bf16 ? nullptr : b.float32() + offset, table.nr * k, table.nr, 0, bf16 ? b.bf16() + offset : nullptr};
   };
-  if (are_few(table, m)) {
+  if (are_few(table, m, k)) {
     // One tile's rows keep C in registers over the whole depth and read the weights once, front to back.
     const int64_t depth = m <= table.mr ? std::max<int64_t>(k, 1) : balanced_depth(blocking_for(table), k);
     few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, n), depth, 0},
