@@ -51,6 +51,10 @@ class ScriptedModel:
         self.script = list(script)
         self.at = 0
         self.given: list[list[int]] = []
+        self.packed_as: str | None = None
+
+    def pack(self, dtype: str) -> None:
+        self.packed_as = dtype
 
     def forward_last(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         if self.given and ids[-1] in self.script[self.at :]:

@@ -333,7 +333,7 @@ def test_bf16_weights_and_cache_write_text_and_follow_training(tokenizer: JiebaT
     assert rounded.generate(PROMPTS[1], **GREEDY) == rounded.generate(PROMPTS[1], **GREEDY)
     assert model.packed_as == "bf16"
     ids = tokenizer.encode(TEXTS[0])
-    np.testing.assert_allclose(rounded.forward_with_kv_cache(ids), exact.forward_with_kv_cache(ids), atol=0.1)
+    np.testing.assert_allclose(rounded.forward_with_kv_cache(ids), exact.forward_with_kv_cache(ids), atol=0.5)
     assert 0 < rounded.cache_info()["bytes"] < exact.cache_info()["bytes"] * 3
 
     model.loss_backward(np.array([ids[:8]]), np.array([ids[1:9]]))
