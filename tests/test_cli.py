@@ -169,14 +169,16 @@ def test_info_shows_the_model_or_the_machine(folder: Path, monkeypatch: Patch, c
 
 
 def test_bench_measures_and_writes_its_figures(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
-    monkeypatch.setattr("miaobi.cli.bench._alternate", lambda functions, seconds: [[0.001]] * len(functions))
+    monkeypatch.setattr("miaobi.cli.bench._alternate", lambda functions, seconds, pause=0: [[0.001]] * len(functions))
     monkeypatch.setattr("miaobi.cli.bench._WRITTEN_TOKENS", (4,))
     assert call(monkeypatch, "bench", "--json", tmp_path / "bench.json") == 0
     shown = capsys.readouterr().out
     assert miaobi.build_info()["isa"] in shown
     results = json.loads((tmp_path / "bench.json").read_text())
-    assert set(results) == {"build", "load_before", "matmul", "tokenizer", "decode", "train"}
+    assert set(results) == {"build", "load_before", "matmul", "fused", "tokenizer", "decode", "train"}
     assert all(row["miaobi_gflops"] > 0 for row in results["matmul"])
+    assert len(results["fused"]) == 6
+    assert results["tokenizer"]["cache_hits"] == results["tokenizer"]["cache_misses"] > 0
 
 
 def test_help_and_version() -> None:

@@ -24,8 +24,12 @@ _SHAPES = (  # name, M, K, N
     ("small, feed-forward of a batch", 2048, 384, 1536),
     ("nano, head for one token", 1, 256, 8000),
 )
+_FUSED_ROWS = (1, 128, 2048)  # decoding, a short text, a training batch
 _WRITTEN_TOKENS = (16, 112)  # the second fills the context of nano
+_PRECISION = {"highest": "float32", "bf16": "bf16"}
 _MIN_SAMPLES = 20
+_PAUSE = 0.005  # threads of NumPy's BLAS go on spinning for less than that after a product
+_SAMPLE_FLOP = 1e8  # a sample of some milliseconds, longer than the clock's noise
 
 
 def bench(
@@ -34,23 +38,21 @@ def bench(
     ] = None,
     threads: opt.Threads = None,
 ) -> None:
-    """Measure this machine: matrix products, the tokenizer, writing and training with the nano model.
+    """Measure this machine: matrix products, fused ops, the tokenizer and its cache, writing and training with nano.
 
-    Takes under a minute. The figures are medians; they are lower while other programs compute.
+    Takes under a minute. The figures are medians of calls in turns; they are lower while other programs compute.
     """
-    from miaobi._core import build_info, get_num_threads
-
+    _prepare_numpy(threads)
     opt.set_threads(threads)
-    if "numpy" not in sys.modules:  # the threads of its BLAS are fixed when it is imported; the same number is fair
-        for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
-            os.environ[name] = str(get_num_threads())
     import numpy as np
+
+    from miaobi._core import build_info
 
     build = {**build_info(), "numpy": np.__version__, "numpy_blas": _numpy_blas()}
     typer.secho(f"miaobi {build['version']} on {build['cpu']}, {build['processors']} processors", bold=True)
     typer.echo(
-        f"{build['isa']}, {build['backend']} matrix product, threads: {build['threads']}, {build['compiler']}; "
-        f"numpy {build['numpy']} with {build['numpy_blas']}"
+        f"{build['isa']}, {build['backend']} matrix products in {_PRECISION[build['matmul_precision']]}, "
+        f"threads: {build['threads']}, {build['compiler']}\nnumpy {build['numpy']} with {build['numpy_blas']}"
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:
@@ -58,8 +60,9 @@ def bench(
     results: dict[str, Any] = {"build": build, "load_before": load}
     for name, title, measure in (
         ("matmul", "Matrix products, GFLOP/s", _bench_matmul),
-        ("tokenizer", "Tokenizer, characters/s", _bench_tokenizer),
-        ("decode", "Writing with nano, tokens/s", _bench_decode),
+        ("fused", "Fused ops at the widths of nano, microseconds", _bench_fused),
+        ("tokenizer", "Tokenizer and its cache, characters/s", _bench_tokenizer),
+        ("decode", "Writing with nano and its KV cache, tokens/s", _bench_decode),
         ("train", "Training nano, tokens/s", _bench_train),
     ):
         typer.secho(f"\n{title}", bold=True)
@@ -69,6 +72,19 @@ def bench(
 
         write_atomic(json_file, (json.dumps(results, ensure_ascii=False, indent=2) + "\n").encode())
         typer.echo(f"\nAll figures are in {json_file}.")
+
+
+def _prepare_numpy(threads: int | None) -> None:
+    """Settings of NumPy's BLAS, which reads them when it is loaded: the engine's bindings load it, too."""
+    if "numpy" in sys.modules:
+        return
+    if threads is not None:  # without a wish both take all processors
+        for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+            os.environ[name] = str(threads)
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # would make it slower than it is by itself
+        os.environ.pop(name, None)
+    # OpenBLAS's threads spin for 2**n cycles after a product, by default some 50 ms, which would slow ours down.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 
 def _bench_matmul() -> list[dict[str, Any]]:
@@ -84,20 +100,65 @@ def _bench_matmul() -> list[dict[str, Any]]:
         b = rng.standard_normal((k, n), dtype=np.float32)
         if not np.allclose(matmul(a, b), a @ b, rtol=1e-3, atol=1e-3):
             raise ValueError(f"[bench] the products of {m} x {k} x {n} are not equal: this build does not work here")
-        repeat = max(int(1e8 / (2 * m * k * n)), 1)  # a sample of some milliseconds, longer than the clock's noise
+        repeat = max(int(_SAMPLE_FLOP / (2 * m * k * n)), 1)
+        out = np.empty((m, n), np.float32)
 
-        def ours(a: Any = a, b: Any = b, repeat: int = repeat) -> None:
+        def ours(a: Any = a, b: Any = b, out: Any = out, repeat: int = repeat) -> None:
             for _ in range(repeat):
-                matmul(a, b)
+                matmul(a, b, out=out)
 
-        def theirs(a: Any = a, b: Any = b, repeat: int = repeat) -> None:
+        def theirs(a: Any = a, b: Any = b, out: Any = out, repeat: int = repeat) -> None:
             for _ in range(repeat):
-                np.matmul(a, b)
+                np.matmul(a, b, out=out)
 
         gflop = 2e-9 * m * k * n * repeat
-        us, them = (gflop / _median(times) for times in _alternate([ours, theirs], seconds=1.5))
+        us, them = (gflop / _median(times) for times in _alternate([ours, theirs], seconds=1.2, pause=_PAUSE))
         typer.echo(f"{name:32}{f'{m} x {k} x {n}':>18}{us:10.1f}{them:10.1f}{us / them:8.2f}")
         rows.append({"name": name, "m": m, "k": k, "n": n, "miaobi_gflops": us, "numpy_gflops": them})
+    return rows
+
+
+def _bench_fused() -> list[dict[str, Any]]:
+    import numpy as np
+
+    from miaobi import _core
+    from miaobi.layers import FusedGELULinear, FusedLayerNormLinear, LayerNorm, Linear
+    from miaobi.presets import PRESETS
+
+    preset = PRESETS["nano"]
+    rng = np.random.default_rng(0)
+    rows = []
+    typer.echo(f"{'forward and backward':32}{'rows x in x out':>18}{'fused':>10}{'unfused':>10}{'ratio':>8}")
+    for name, wide, narrow in (
+        ("LayerNorm + linear", preset.n_embd, preset.n_inner),
+        ("GELU + linear", preset.n_inner, preset.n_embd),
+    ):
+        fused = (FusedLayerNormLinear if name.startswith("LayerNorm") else FusedGELULinear)(wide, narrow)
+        norm = LayerNorm(wide) if name.startswith("LayerNorm") else None
+        linear = Linear(wide, narrow)
+        linear.parameters()["weight"][:] = fused.parameters()["weight"]
+        for m in _FUSED_ROWS:
+            x = rng.standard_normal((m, wide), dtype=np.float32)
+            dy = rng.standard_normal((m, narrow), dtype=np.float32)
+            repeat = max(int(_SAMPLE_FLOP / (6 * m * wide * narrow)), 1)
+
+            def together(x: Any = x, dy: Any = dy, layer: Any = fused, repeat: int = repeat) -> Any:
+                for _ in range(repeat):
+                    result = layer.forward(x), layer.backward(dy)
+                return result
+
+            def apart(x: Any = x, dy: Any = dy, f: Any = norm, linear: Any = linear, repeat: int = repeat) -> Any:
+                for _ in range(repeat):
+                    y = linear.forward(_core.gelu(x) if f is None else f.forward(x))
+                    df = linear.backward(dy)
+                    result = y, _core.gelu_backward(df, x) if f is None else f.backward(df)
+                return result
+
+            if not all(np.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(together(), apart(), strict=True)):
+                raise ValueError(f"[bench] {name} gives something else when it is fused: this build does not work here")
+            us, them = (1e6 * _median(times) / repeat for times in _alternate([together, apart], seconds=0.8))
+            typer.echo(f"{name:32}{f'{m} x {wide} x {narrow}':>18}{us:10.1f}{them:10.1f}{them / us:8.2f}")
+            rows.append({"op": name, "rows": m, "in": wide, "out": narrow, "fused_us": us, "unfused_us": them})
     return rows
 
 
@@ -125,7 +186,23 @@ def _bench_tokenizer() -> dict[str, float]:
     typer.echo(f"{'new text':32}{new:18,.0f}")
     typer.echo(f"{'text in its cache':32}{known:18,.0f}{known / new:10.0f} times")
     typer.echo(f"{'back to text':32}{back:18,.0f}")
-    return {"encode": new, "encode_cached": known, "decode": back, "vocab_size": tokenizer.vocab_size}
+    tokenizer.cache_clear()
+    before = tokenizer.cache_info()
+    encode()
+    encode()
+    held = tokenizer.cache_info()
+    hits, misses = held.hits - before.hits, held.misses - before.misses
+    share = hits / (hits + misses)
+    typer.echo(f"{'hits when all comes twice':32}{share:18.0%}   {held.bytes / 1e6:.1f} MB for {len(texts)} texts")
+    return {
+        "cache_hits": hits,
+        "cache_misses": misses,
+        "cache_bytes": held.bytes,
+        "encode": new,
+        "encode_cached": known,
+        "decode": back,
+        "vocab_size": tokenizer.vocab_size,
+    }
 
 
 def _bench_decode() -> list[dict[str, float]]:
@@ -190,14 +267,24 @@ def _bench_train() -> dict[str, float]:
     return {"batch": shape[0], "context": shape[1], "tokens_per_second": speed}
 
 
-def _alternate(functions: list[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Times of the functions, called in turns for about `seconds`, and at least 20 times unless that takes too long."""
+def _alternate(functions: list[Callable[[], object]], seconds: float, pause: float = 0.0) -> list[list[float]]:
+    """Times of the functions, called in turns for about `seconds`, and at least 20 times unless that takes too long.
+
+    With more than one thread, `pause` seconds and an untimed call go before each, so that no function pays for threads
+    that the one before it left spinning, nor for waking its own.
+    """
+    from miaobi._core import get_num_threads
+
+    pause = pause if get_num_threads() > 1 else 0.0
     for function in functions:
         function()
     times: list[list[float]] = [[] for _ in functions]
     begin = time.perf_counter()
     while (spent := time.perf_counter() - begin) < seconds or (len(times[0]) < _MIN_SAMPLES and spent < 2 * seconds):
         for function, samples in zip(functions, times, strict=True):
+            if pause:
+                time.sleep(pause)
+                function()
             start = time.perf_counter()
             function()
             samples.append(time.perf_counter() - start)
