@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+// Cutting text into words: miaobi/segmenter.h.
+#include <pybind11/stl/filesystem.h>
+#include <pybind11/typing.h>
+
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "miaobi/check.h"
+#include "miaobi/mapped_file.h"
+#include "miaobi/segmenter.h"
+#include "miaobi/threads.h"
+#include "text_views.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+using miaobi::TextView;
+using Words = py::typing::List<py::str>;
+
+namespace {
+
+struct SharedDictionary {
+  std::shared_ptr<const miaobi::Dictionary> dictionary;
+};
+
+SharedDictionary open_dictionary(const std::filesystem::path& folder) {
+  const auto map = [&](const char* name) { return miaobi::MappedFile(folder / name); };
+  const auto view = [](const miaobi::MappedFile& file) {
+    return std::string_view(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  };
+  const miaobi::MappedFile dict = map("dict.txt"), start = map("finalseg/prob_start.py"),
+                           trans = map("finalseg/prob_trans.py"), emit = map("finalseg/prob_emit.py");
+  return {miaobi::read_dictionary({folder.string(), view(dict), view(start), view(trans), view(emit)})};
+}
+
+// A segmenter that several Python threads may change and use at once.
+class SharedSegmenter {
+ public:
+  explicit SharedSegmenter(const SharedDictionary& base) : segmenter_(base.dictionary) {}
+
+  Words cut(const py::str& text, bool hmm) const {
+    const TextView view = view_of(text);
+    std::vector<int64_t> ends;
+    read(view.size, [&] {
+      ends.reserve(static_cast<size_t>(view.size));
+      segmenter_.cut(view, hmm, ends);
+    });
+    return words_of(text, ends);
+  }
+
+  py::typing::List<Words> cut_batch(const py::typing::List<py::str>& texts, bool hmm) const {
+    const TextBatch batch(texts);
+    std::vector<std::vector<int64_t>> ends(batch.views.size());
+    read(batch.characters(), [&] {
+      miaobi::parallel_for(static_cast<int64_t>(ends.size()),
+                           [&](int64_t i) { segmenter_.cut(batch.views[i], hmm, ends[i]); });
+    });
+    py::typing::List<Words> result(ends.size());
+    for (size_t i = 0; i < ends.size(); ++i) result[i] = words_of(batch.texts[i], ends[i]);
+    return result;
+  }
+
+  Words cut_for_search(const py::str& text, bool hmm) const {
+    const TextView view = view_of(text);
+    std::vector<miaobi::Span> words;
+    read(view.size, [&] { segmenter_.cut_for_search(view, hmm, words); });
+    Words result(words.size());
+    for (size_t i = 0; i < words.size(); ++i) {
+      put(result, i, SharedWords::part_of(view, text.ptr(), words[i].begin, words[i].end));
+    }
+    return result;
+  }
+
+  Words cut_all(const py::str& text) const {
+    const TextView view = view_of(text);
+    miaobi::WordList words;
+    read(view.size, [&] { words = segmenter_.cut_all(view); });
+    Words result(words.ends.size());
+    int64_t begin = 0;
+    for (size_t i = 0; i < words.ends.size(); ++i) {
+      put(result, i,
+          PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, words.text.data() + begin, words.ends[i] - begin));
+      begin = words.ends[i];
+    }
+    return result;
+  }
+
+  int64_t frequency(const py::str& word) const {
+    const TextView view = view_of(word);
+    int64_t result = 0;
+    read(view.size, [&] { result = segmenter_.frequency(view); });
+    return result;
+  }
+
+  void add_word(const py::str& word, int64_t frequency) {
+    write([&, view = view_of(word)] { segmenter_.add_word(view, frequency); });
+  }
+
+  void keep_whole(const py::typing::List<py::str>& words) {
+    const TextBatch batch(words);
+    write([&] {
+      for (const TextView word : batch.views) segmenter_.keep_whole(word);
+    });
+  }
+
+  int64_t suggest_frequency(const py::str& word) const {
+    const TextView view = view_of(word);
+    int64_t result = 0;
+    read(view.size, [&] { result = segmenter_.suggest_frequency(view); });
+    return result;
+  }
+
+  int64_t suggest_split(const py::typing::List<py::str>& parts) const {
+    const TextBatch batch(parts);
+    int64_t result = 0;
+    read(batch.characters(), [&] { result = segmenter_.suggest_frequency(batch.views); });
+    return result;
+  }
+
+ private:
+  template <class Body>
+  void read(int64_t characters, Body&& body) const {
+    without_gil(characters, [&] {
+      const std::shared_lock<std::shared_mutex> lock(mutex_);
+      body();
+    });
+  }
+  template <class Body>
+  void write(Body&& body) {
+    const py::gil_scoped_release unlocked;
+    const std::unique_lock<std::shared_mutex> lock(mutex_);
+    body();
+  }
+
+  miaobi::Segmenter segmenter_;
+  mutable std::shared_mutex mutex_;
+};
+
+}  // namespace
+
+void register_text(py::module_& m) {
+  py::class_<SharedDictionary>(m, "Dictionary", "jieba's dictionary and HMM tables, immutable; segmenters share it.")
+      .def(py::init(&open_dictionary), "folder"_a, py::call_guard<py::gil_scoped_release>(),
+           "Reads dict.txt and finalseg/prob_*.py in the folder of the package jieba. OSError, FormatError.");
+  py::class_<SharedSegmenter>(m, "Segmenter", "Cuts text as jieba does; safe to share between threads.")
+      .def(py::init<const SharedDictionary&>(), "dictionary"_a)
+      .def("cut", &SharedSegmenter::cut, "text"_a, "hmm"_a, "As jieba.lcut(text, HMM=hmm).")
+      .def("cut_batch", &SharedSegmenter::cut_batch, "texts"_a, "hmm"_a, "The words of each text, on all threads.")
+      .def("cut_for_search", &SharedSegmenter::cut_for_search, "text"_a, "hmm"_a,
+           "As jieba.lcut_for_search(text, HMM=hmm).")
+      .def("cut_all", &SharedSegmenter::cut_all, "text"_a, "As jieba.lcut(text, cut_all=True).")
+      .def("frequency", &SharedSegmenter::frequency, "word"_a,
+           "Frequency of a word; 0 for a mere beginning of words or a deleted word, -1 if it is not there.")
+      .def("add_word", &SharedSegmenter::add_word, "word"_a, "frequency"_a, "As jieba.add_word(word, frequency).")
+      .def("keep_whole", &SharedSegmenter::keep_whole, "words"_a, "Words that are never cut from now on.")
+      .def("suggest_frequency", &SharedSegmenter::suggest_frequency, "word"_a, "As jieba.suggest_freq(word).")
+      .def("suggest_split", &SharedSegmenter::suggest_split, "parts"_a, "As jieba.suggest_freq(tuple(parts)).");
+}
