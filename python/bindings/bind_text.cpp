@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Cutting text into words: miaobi/segmenter.h.
+// Cutting text into words, and words into tokens: miaobi/segmenter.h, miaobi/encoder.h.
+#include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 #include <pybind11/typing.h>
 
@@ -13,6 +14,7 @@
 
 #include "bindings.h"
 #include "miaobi/check.h"
+#include "miaobi/encoder.h"
 #include "miaobi/mapped_file.h"
 #include "miaobi/segmenter.h"
 #include "miaobi/threads.h"
@@ -84,8 +86,7 @@ class SharedSegmenter {
     Words result(words.ends.size());
     int64_t begin = 0;
     for (size_t i = 0; i < words.ends.size(); ++i) {
-      put(result, i,
-          PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, words.text.data() + begin, words.ends[i] - begin));
+      put(result, i, PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, words.text.data() + begin, words.ends[i] - begin));
       begin = words.ends[i];
     }
     return result;
@@ -123,6 +124,12 @@ class SharedSegmenter {
     return result;
   }
 
+  // body(segmenter), while nobody changes it.
+  template <class Body>
+  void use(int64_t characters, Body&& body) const {
+    read(characters, [&] { body(segmenter_); });
+  }
+
  private:
   template <class Body>
   void read(int64_t characters, Body&& body) const {
@@ -142,13 +149,115 @@ class SharedSegmenter {
   mutable std::shared_mutex mutex_;
 };
 
+using Ids = py::typing::List<py::int_>;
+
+class SharedEncoder {
+ public:
+  SharedEncoder(std::shared_ptr<const SharedSegmenter> segmenter, bool hmm, const py::typing::List<py::str>& words,
+                int32_t first_byte, int32_t first_word)
+      : segmenter_(std::move(segmenter)), hmm_(hmm), encoder_(TextBatch(words).views, first_byte, first_word) {
+    // An id is one int object, however many lists it is in.
+    const auto size = static_cast<size_t>(first_word) + words.size();
+    for (size_t i = 0; i < size; ++i) ints_.emplace_back(py::int_(i));
+  }
+
+  Ids encode(const py::str& text) const {
+    const TextView view = view_of(text);
+    std::vector<int32_t> ids;
+    segmenter_->use(view.size, [&](const miaobi::Segmenter& segmenter) {
+      ids.reserve(static_cast<size_t>(view.size));
+      encoder_.encode(segmenter, view, hmm_, ids, nullptr);
+    });
+    return list_of(ids);
+  }
+
+  py::typing::List<Ids> encode_batch(const py::typing::List<py::str>& texts) const {
+    const TextBatch batch(texts);
+    std::vector<std::vector<int32_t>> ids(batch.views.size());
+    segmenter_->use(batch.characters(), [&](const miaobi::Segmenter& segmenter) {
+      miaobi::parallel_for(static_cast<int64_t>(ids.size()), [&](int64_t i) {
+        encoder_.encode(segmenter, batch.views[i], hmm_, ids[i], nullptr);
+      });
+    });
+    py::typing::List<Ids> result(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) result[i] = list_of(ids[i]);
+    return result;
+  }
+
+  py::typing::Tuple<Ids, py::typing::List<py::typing::Tuple<py::int_, py::int_>>> encode_with_offsets(
+      const py::str& text) const {
+    const TextView view = view_of(text);
+    std::vector<int32_t> ids;
+    std::vector<miaobi::Span> offsets;
+    segmenter_->use(view.size, [&](const miaobi::Segmenter& segmenter) {
+      encoder_.encode(segmenter, view, hmm_, ids, &offsets);
+    });
+    py::typing::List<py::typing::Tuple<py::int_, py::int_>> spans(offsets.size());
+    for (size_t i = 0; i < offsets.size(); ++i) spans[i] = py::make_tuple(offsets[i].begin, offsets[i].end);
+    return py::make_tuple(list_of(ids), spans);
+  }
+
+ private:
+  Ids list_of(const std::vector<int32_t>& ids) const {
+    Ids result(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) put(result, i, ints_[static_cast<size_t>(ids[i])].inc_ref().ptr());
+    return result;
+  }
+
+  std::shared_ptr<const SharedSegmenter> segmenter_;
+  bool hmm_;
+  miaobi::Encoder encoder_;
+  std::vector<py::object> ints_;
+};
+
+// Counts for a vocabulary; to be used by one thread.
+class Counter {
+ public:
+  Counter(std::shared_ptr<const SharedSegmenter> segmenter, bool hmm, int64_t max_word)
+      : segmenter_(std::move(segmenter)), hmm_(hmm), counter_(max_word) {}
+
+  void add_characters(const py::str& text) { counter_.add_characters(view_of(text)); }
+
+  void add_words(const py::typing::List<py::str>& texts, const std::vector<int64_t>& times) {
+    const TextBatch batch(texts);
+    MIAOBI_CHECK(times.size() == batch.views.size(), "[Counter] expected a number for each text");
+    segmenter_->use(batch.characters(), [&](const miaobi::Segmenter& segmenter) {
+      counter_.add_words(segmenter, batch.views, times, hmm_);
+    });
+  }
+
+  py::typing::Dict<py::str, py::int_> words() const {
+    py::typing::Dict<py::str, py::int_> result;
+    for (const auto& [word, count] : counter_.words()) result[str_of(word)] = count;
+    return result;
+  }
+
+  py::typing::Dict<py::str, py::int_> characters() const {
+    py::typing::Dict<py::str, py::int_> result;
+    for (const auto& [c, count] : counter_.characters()) result[str_of({c})] = count;
+    return result;
+  }
+
+ private:
+  static py::str str_of(const std::u32string& text) {
+    PyObject* const object =
+        PyUnicode_FromKindAndData(PyUnicode_4BYTE_KIND, text.data(), static_cast<Py_ssize_t>(text.size()));
+    if (object == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::str>(object);
+  }
+
+  std::shared_ptr<const SharedSegmenter> segmenter_;
+  bool hmm_;
+  miaobi::WordCounter counter_;
+};
+
 }  // namespace
 
 void register_text(py::module_& m) {
   py::class_<SharedDictionary>(m, "Dictionary", "jieba's dictionary and HMM tables, immutable; segmenters share it.")
       .def(py::init(&open_dictionary), "folder"_a, py::call_guard<py::gil_scoped_release>(),
            "Reads dict.txt and finalseg/prob_*.py in the folder of the package jieba. OSError, FormatError.");
-  py::class_<SharedSegmenter>(m, "Segmenter", "Cuts text as jieba does; safe to share between threads.")
+  py::class_<SharedSegmenter, std::shared_ptr<SharedSegmenter>>(m, "Segmenter", "Cuts text as jieba does; safe to share between threads.")
       .def(py::init<const SharedDictionary&>(), "dictionary"_a)
       .def("cut", &SharedSegmenter::cut, "text"_a, "hmm"_a, "As jieba.lcut(text, HMM=hmm).")
       .def("cut_batch", &SharedSegmenter::cut_batch, "texts"_a, "hmm"_a, "The words of each text, on all threads.")
@@ -161,4 +270,19 @@ void register_text(py::module_& m) {
       .def("keep_whole", &SharedSegmenter::keep_whole, "words"_a, "Words that are never cut from now on.")
       .def("suggest_frequency", &SharedSegmenter::suggest_frequency, "word"_a, "As jieba.suggest_freq(word).")
       .def("suggest_split", &SharedSegmenter::suggest_split, "parts"_a, "As jieba.suggest_freq(tuple(parts)).");
+  py::class_<SharedEncoder>(m, "Encoder", "Text to token ids in one pass; safe to share between threads.")
+      .def(py::init<std::shared_ptr<const SharedSegmenter>, bool, const py::typing::List<py::str>&, int32_t, int32_t>(),
+           "segmenter"_a, "hmm"_a, "words"_a, "first_byte"_a, "first_word"_a,
+           "words[i] has the id first_word + i, byte b the id first_byte + b.")
+      .def("encode", &SharedEncoder::encode, "text"_a, "The ids; ValueError for half of a surrogate pair.")
+      .def("encode_batch", &SharedEncoder::encode_batch, "texts"_a, "The ids of each text, on all threads.")
+      .def("encode_with_offsets", &SharedEncoder::encode_with_offsets, "text"_a,
+           "The ids, and for each the characters [begin, end) that it stands for.");
+  py::class_<Counter>(m, "Counter", "Counts characters, and the words of two or more characters.")
+      .def(py::init<std::shared_ptr<const SharedSegmenter>, bool, int64_t>(), "segmenter"_a, "hmm"_a, "max_word"_a,
+           "Words of more than max_word characters are not counted.")
+      .def("add_characters", &Counter::add_characters, "text"_a, "Adds every character.")
+      .def("add_words", &Counter::add_words, "texts"_a, "times"_a, "Cuts on all threads; text i counts times[i] times.")
+      .def("words", &Counter::words, "Each word with its count.")
+      .def("characters", &Counter::characters, "Each character with its count.");
 }

@@ -41,8 +41,8 @@ struct WordList {
   std::vector<int64_t> ends;
 };
 
-// The contents of jieba's files: dict.txt ("word frequency [tag]" a line, UTF-8) and finalseg/prob_{start,trans,emit}.py
-// (each the literal of a dict P). `folder` is named in errors.
+// The contents of jieba's files: dict.txt ("word frequency [tag]" a line, UTF-8) and
+// finalseg/prob_{start,trans,emit}.py (each the literal of a dict P). `folder` is named in errors.
 struct JiebaFiles {
   std::string folder;
   std::string_view dict, prob_start, prob_trans, prob_emit;
@@ -88,8 +88,8 @@ class Segmenter {
   // As jieba's suggest_freq(parts): the frequency at which the parts, joined, are cut. Throws Error for no parts.
   int64_t suggest_frequency(std::span<const TextView> parts) const;
 
-  // Words that `cut` never cuts, whatever surrounds them and whatever characters they have: the text between them is cut
-  // on its own. Where several begin or overlap, the first and then the longest is taken. Throws Error as add_word.
+  // Words that `cut` never cuts, whatever surrounds them and whatever characters they have: the text between them is
+  // cut on its own. Where several begin or overlap, the first and then the longest is taken. Throws Error as add_word.
   void keep_whole(TextView word);
 
  private:

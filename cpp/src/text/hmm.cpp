@@ -154,12 +154,17 @@ void HmmModel::cut(const char16_t* s, int64_t n, int64_t offset, std::vector<uin
     const Row& emit = emit_[s[t] - 0x4E00];
     Row next;
     uint8_t second = 0;
-    for (int y = 0; y < kStates; ++y) {
-      const double a = v[kBefore[y][0]] + trans_[kBefore[y][0]][y] + emit[y];
-      const double b = v[kBefore[y][1]] + trans_[kBefore[y][1]][y] + emit[y];
+    // v[before] + trans + emit, in jieba's order of additions.
+    const auto step = [&](State y, State earlier, State later) {
+      const double a = v[earlier] + trans_[earlier][y] + emit[y];
+      const double b = v[later] + trans_[later][y] + emit[y];
       next[y] = b >= a ? b : a;
       second |= static_cast<uint8_t>((b >= a) << y);
-    }
+    };
+    step(kB, kE, kS);
+    step(kE, kB, kM);
+    step(kM, kB, kM);
+    step(kS, kE, kS);
     v = next;
     states[t] = second;
   }

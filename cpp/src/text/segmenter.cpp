@@ -3,6 +3,7 @@
 #include "miaobi/segmenter.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -16,8 +17,15 @@ namespace {
 
 // Characters of the blocks that are cut by the dictionary; the others are words on their own.
 bool in_block(char32_t c) {
-  if (c >= 128) return is_han(c);
-  return is_ascii_alnum(c) || c == '+' || c == '#' || c == '&' || c == '.' || c == '_' || c == '%' || c == '-';
+  static constexpr auto kAscii = [] {
+    std::array<bool, 128> belongs{};
+    for (char32_t i = 0; i < 128; ++i) {
+      belongs[i] =
+          is_ascii_alnum(i) || i == '+' || i == '#' || i == '&' || i == '.' || i == '_' || i == '%' || i == '-';
+    }
+    return belongs;
+  }();
+  return c < 128 ? kAscii[c] : is_han(c);
 }
 
 // What Python's \s matches.
@@ -121,7 +129,7 @@ void Segmenter::Impl::best_path(const char16_t* s, int64_t n, Scratch& scratch) 
         }
       }
       if (end == n) break;
-      node = end == i + 1 ? trie.second(node, s[i], s[end]) : trie.next(node, s[end]);
+      node = trie.next(node, s[end]);
       if (kUser) own = user.trie.next(own, s[end]);
     }
     if (length == 0) {
@@ -356,9 +364,8 @@ void Segmenter::add_word(TextView word, int64_t frequency) {
 int64_t Segmenter::suggest_frequency(TextView word) const {
   MIAOBI_CHECK(word.size > 0, "[segmenter] expected a word of at least one character, got none");
   std::vector<int64_t> ends;
-  impl_->kept.empty() ? cut(word, false, ends) : with_units(word, [&](const auto* s) {
-    impl_->cut(s, 0, word.size, false, ends);
-  });
+  impl_->kept.empty() ? cut(word, false, ends)
+                      : with_units(word, [&](const auto* s) { impl_->cut(s, 0, word.size, false, ends); });
   const auto total = static_cast<double>(impl_->total);
   const auto frequency_or = [&](TextView part, int64_t otherwise) {
     const int64_t found = frequency(part);

@@ -8,7 +8,7 @@
 #include "miaobi/check.h"
 
 namespace miaobi {
-Trie::Trie(int64_t nodes) : first_(kCodes), pairs_((size_t{1} << kPairBits) / 64) {
+Trie::Trie(int64_t nodes) : first_(kCodes) {
   int bits = 4;
   while (bits < kMaxBits && nodes * 3 / 2 > (int64_t{1} << bits)) ++bits;
   resize(bits);
@@ -16,6 +16,7 @@ Trie::Trie(int64_t nodes) : first_(kCodes), pairs_((size_t{1} << kPairBits) / 64
 
 void Trie::resize(int bits) {
   slots_.assign(size_t{1} << bits, kEmpty);
+  filter_.assign((size_t{2} << bits) / 64 + 1, 0);
   shift_ = 64 - bits;
   // The last slot of the largest table has the root's name: it is taken by what is no character.
   if (bits == kMaxBits) slots_.back() = kEmpty - 1;
@@ -42,7 +43,7 @@ std::vector<uint32_t> Trie::grow() {
       const uint32_t parent = static_cast<uint32_t>(entry >> 21) & kRoot;
       const auto c = static_cast<char32_t>(entry & kRoot);
       const uint32_t slot = probe(key_of(parent == kRoot ? kRoot : moved[parent], c));
-      slots_[slot] = (entry & ~kKeyMask) | key_of(parent == kRoot ? kRoot : moved[parent], c);
+      place(slot, (entry & ~kKeyMask) | key_of(parent == kRoot ? kRoot : moved[parent], c));
       moved[way.back()] = slot;
       if (parent == kRoot && code_of(c) < kCodes) first_[code_of(c)] = node_of(slot, slots_[slot]);
     }
@@ -56,19 +57,6 @@ Trie::Node Trie::find(TextView word) const {
   return node;
 }
 
-uint32_t Trie::add(uint32_t parent, char32_t c) {
-  const uint64_t key = key_of(parent, c);
-  const uint32_t slot = probe(key);
-  if (slots_[slot] != kEmpty) return slot;
-  slots_[slot] = key;
-  ++used_;
-  if (parent != kRoot && (static_cast<uint32_t>(slots_[parent] >> 21) & kRoot) == kRoot) {
-    const uint64_t bit = pair_bit(static_cast<char32_t>(slots_[parent] & kRoot), c);
-    pairs_[bit / 64] |= uint64_t{1} << (bit % 64);
-  }
-  return slot;
-}
-
 void Trie::finish(uint32_t parent, char32_t c, uint32_t slot, bool ends, uint32_t value) {
   uint64_t& entry = slots_[slot];
   entry = ends ? (entry & (kKeyMask | kHasChildren)) | uint64_t{value} << 42 : entry | kHasChildren;
@@ -76,8 +64,8 @@ void Trie::finish(uint32_t parent, char32_t c, uint32_t slot, bool ends, uint32_
 }
 
 void Trie::check(int64_t length, uint32_t value) {
-  MIAOBI_CHECK(length >= 1 && length <= kMaxWord, "[segmenter] expected a word of 1 to ", kMaxWord,
-               " characters, got ", length);
+  MIAOBI_CHECK(length >= 1 && length <= kMaxWord, "[segmenter] expected a word of 1 to ", kMaxWord, " characters, got ",
+               length);
   MIAOBI_CHECK(value <= kMaxValue, "[segmenter] expected at most ", kMaxValue, " different values, got more");
 }
 
@@ -93,8 +81,8 @@ void Trie::set(TextView word, uint32_t value) {
   longest_ = std::max(longest_, word.size);
 }
 
-// First all first characters, then all second ones, and so on: the slots of neighbours do not depend on each other then,
-// so the cache misses, which are what all this costs, overlap.
+// First all first characters, then all second ones, and so on: the slots of neighbours do not depend on each other
+// then, so the cache misses, which are what all this costs, overlap.
 void Trie::set_all(const std::u32string& text, const std::vector<Entry>& words) {
   constexpr size_t kAhead = 16;  // some misses of 100 ns at 10 ns of work for each
   struct Open {
