@@ -29,25 +29,8 @@ SENTENCES = [
 # What decides how jieba cuts: the edges of its character classes, its joiners, white space, and what is far from all.
 EDGES = "一龥龦龿\u4dff\u4e00\u9fd5\u9fd6azAZ09+#&._%-·—，。！é٣Ａ０🐉𠮷\ud800\udfff\0"
 EDGES += " \t\r\n\x0b\x1c\x85\xa0\u2028\u3000\u200b\ufeff"
-WORDS = [
-    "中国",
-    "科学",
-    "大学",
-    "计算机",
-    "的",
-    "了",
-    "在",
-    "是",
-    "不",
-    "一",
-    "东方红",
-    "石墨烯",
-    "京都大学",
-    "明月",
-    "凱特琳",
-    "云计算",
-    "八一双鹿",
-]
+WORDS = ["中国", "科学", "大学", "计算机", "的", "了", "在", "是", "不", "一", "东方红", "石墨烯", "京都大学", "明月"]
+WORDS += ["凱特琳", "云计算", "八一双鹿"]
 RUNS = ["3.14%", "v1.2", "..", "a.b.c", "50%%", "x-1", "\r\n", "  ", "--", "T恤", "卡拉ok", "B超"]
 
 

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/typing.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -46,7 +47,7 @@ inline void put(const pybind11::list& list, size_t i, PyObject* object) {
 }
 
 // Frequent short words as str objects that are made once and shared: a text repeats them, and making and freeing one
-// costs more than finding it in the dictionary. Few enough (4,096, about 0.4 MB) to stay in the L2 cache; a word keeps
+// costs more than finding it in the dictionary. Few enough (1,024, about 0.1 MB) to stay in the L2 cache; a word keeps
 // its place as long as it comes more often than the others that would have it. Used with the GIL held.
 class SharedWords {
  public:
@@ -54,11 +55,14 @@ class SharedWords {
   static PyObject* part_of(const miaobi::TextView& view, PyObject* text, int64_t begin, int64_t end) {
     static Entry* const table = new Entry[size_t{1} << kBits]();
     if (end - begin > kMaxLength) return PyUnicode_Substring(text, begin, end);
+    // 0 is left out because keys are padded with it.
     uint64_t key = 0;
+    char32_t bits = 0;
     for (int64_t i = begin; i < end; ++i) {
       const char32_t c = view[i];
-      if (c - 1 >= 0xFFFF) return PyUnicode_Substring(text, begin, end);  // 0, too: keys are padded with it
+      if (c - 1 >= 0xFFFF) return PyUnicode_Substring(text, begin, end);
       key = key << 16 | c;
+      bits |= c;
     }
     Entry& entry = table[(key * 0x9E3779B97F4A7C15u) >> (64 - kBits)];
     if (entry.key == key && entry.word != nullptr) {
@@ -66,8 +70,16 @@ class SharedWords {
       Py_INCREF(entry.word);
       return entry.word;
     }
-    PyObject* const word = PyUnicode_Substring(text, begin, end);
-    if (word == nullptr) return nullptr;
+    PyObject* word = nullptr;
+    if (bits > 0xFF && view.width == 2) {
+      // What PyUnicode_Substring does, without looking for the largest character again.
+      word = PyUnicode_New(end - begin, 0xFFFF);
+      if (word == nullptr) return nullptr;
+      std::memcpy(PyUnicode_2BYTE_DATA(word), static_cast<const char16_t*>(view.data) + begin, 2 * (end - begin));
+    } else {
+      word = PyUnicode_Substring(text, begin, end);
+      if (word == nullptr) return nullptr;
+    }
     if (entry.credit > 0) {
       --entry.credit;
     } else {
@@ -84,7 +96,7 @@ class SharedWords {
     PyObject* word;
     int credit;
   };
-  static constexpr int kBits = 12;
+  static constexpr int kBits = 10;
   static constexpr int kMaxCredit = 16;
   static constexpr int64_t kMaxLength = 4;
 };

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cutting Chinese text into words, exactly as jieba does: the engine's segmenter on the dictionary of the package jieba."""
+"""Cutting Chinese text into words, exactly as jieba does: the engine's segmenter on jieba's dictionary."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Segmenter:
         return self._core.cut_all(_text(text))
 
     def frequency(self, word: str) -> int | None:
-        """What the dictionary says: 0 for a mere beginning of words or a deleted one, None if it does not know `word`."""
+        """What the dictionary says: 0 for a mere beginning of words or a deleted word, None if it has none of these."""
         frequency = self._core.frequency(_text(word))
         return None if frequency < 0 else frequency
 
@@ -141,7 +141,9 @@ def segment(text: str, hmm: bool = False) -> list[str]:
 
     The first call reads jieba's dictionary (0.05 s). Raises TypeError if `text` is not a str.
     """
-    return default_segmenter().segment(text, hmm)
+    if not isinstance(text, str):
+        return default_segmenter().segment(text, hmm)  # which says so
+    return _default_core().cut(text, hmm)
 
 
 def segment_batch(texts: Iterable[str], hmm: bool = False) -> list[list[str]]:
@@ -153,6 +155,11 @@ def segment_batch(texts: Iterable[str], hmm: bool = False) -> list[list[str]]:
 def default_segmenter() -> Segmenter:
     """The segmenter that has jieba's words and no others; nobody adds to it."""
     return Segmenter()
+
+
+@functools.cache
+def _default_core() -> _core.Segmenter:
+    return default_segmenter().core
 
 
 @functools.cache

@@ -12,15 +12,18 @@ from collections import Counter
 from collections.abc import Iterable
 from operator import index
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from miaobi import _core
 from miaobi.errors import FormatError
 from miaobi.files import write_atomic
 from miaobi.lru_cache import CacheInfo, LRUCache
 from miaobi.segmenter import Segmenter, default_segmenter, read_idioms, read_userdict
-from miaobi.tokenizer_train import Progress, choose_tokens, count_texts
+from miaobi.tokenizer_train import Coverage, Progress, choose_tokens, count_texts
 from miaobi.unicode import encode_utf8
+
+if TYPE_CHECKING:
+    from miaobi.token_explain import Explanation
 
 __all__ = ["SPECIAL_TOKENS", "TOKENIZER_FILE", "Coverage", "DecodeStream", "JiebaTokenizer"]
 
@@ -32,31 +35,6 @@ _VERSION_WITH_WORDS: Final = 2  # of a tokenizer that has words of a user or idi
 _FIRST_BYTE: Final = len(SPECIAL_TOKENS)
 _FIRST_TEXT: Final = _FIRST_BYTE + 256
 _FIXED_TOKENS: Final = SPECIAL_TOKENS + tuple(f"<0x{byte:02X}>" for byte in range(256))
-
-
-class Coverage(NamedTuple):
-    """What a vocabulary makes of some texts; special tokens are not counted."""
-
-    characters: int
-    tokens: int
-    character_tokens: int  # tokens that are a single character
-    byte_tokens: int  # tokens that are a single byte
-    byte_characters: int  # characters that fell back to bytes
-
-    @property
-    def tokens_per_character(self) -> float:
-        """Tokens for each character of text; 0 for no text."""
-        return self.tokens / max(self.characters, 1)
-
-    @property
-    def character_share(self) -> float:
-        """Share of the tokens that are single characters, 0 to 1."""
-        return self.character_tokens / max(self.tokens, 1)
-
-    @property
-    def byte_share(self) -> float:
-        """Share of the text's characters that fell back to bytes, 0 to 1."""
-        return self.byte_characters / max(self.characters, 1)
 
 
 class DecodeStream:
@@ -167,8 +145,8 @@ class JiebaTokenizer:
         2,500 per vocabulary entry, at least 20 million). A token has to come `min_frequency` times. `user_dict` is a
         file in jieba's format, or (word, frequency or None) pairs; `idioms`, a file with one in each line or a JSON
         list, or the idioms, are never cut, and those that the texts have are the first words of the vocabulary.
-        `progress` is called with (characters cut, characters to cut). Raises ValueError if `vocab_size` is under 264, or is more than the
-        texts support and not `shrink`, which takes the most they support instead.
+        `progress` is called with (characters cut, characters to cut). Raises ValueError if `vocab_size` is under 264,
+        or is more than the texts support and not `shrink`, which takes the most they support instead.
         """
         if vocab_size <= _FIRST_TEXT:
             raise ValueError(
@@ -248,13 +226,15 @@ class JiebaTokenizer:
         known = [self._cache.get(text) for text in texts]
         new = list(dict.fromkeys(text for text, ids in zip(texts, known, strict=True) if ids is None))
         try:
-            made = dict(zip(new, map(tuple, self._encoder.encode_batch(new)), strict=True))
+            lists = self._encoder.encode_batch(new)
         except ValueError:
             for number, text in enumerate(texts):
                 encode_utf8(text, f"text {number}")
             raise
-        for text, ids in made.items():
-            self._cache.put(text, ids)
+        made = dict(zip(new, lists, strict=True))
+        if self._cache.info().max_entries:
+            for text, made_ids in made.items():
+                self._cache.put(text, tuple(made_ids))
         return [list(made[text] if ids is None else ids) for text, ids in zip(texts, known, strict=True)]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -309,6 +289,12 @@ class JiebaTokenizer:
     def cache_info(self) -> CacheInfo:
         """Hits, misses, entries, max_entries, bytes and max_bytes of the cache of encoded texts."""
         return self._cache.info()
+
+    def explain(self, text: str) -> Explanation:
+        """The cut of `text` and where each token came from, with `to_html()`. Raises as `encode`."""
+        from miaobi.token_explain import explain
+
+        return explain(self, text)
 
     def cache_resize(self, max_entries: int) -> None:
         """Keeps at most `max_entries` texts from now on; 0 switches the cache off."""

@@ -13,7 +13,7 @@ from miaobi import _core
 from miaobi.segmenter import Segmenter, default_segmenter
 from miaobi.unicode import encode_utf8
 
-__all__ = ["Counts", "Progress", "choose_tokens", "count_texts"]
+__all__ = ["Counts", "Coverage", "Progress", "choose_tokens", "count_texts", "forecast"]
 
 Progress = Callable[[int, int], None]  # (characters cut so far, characters to cut)
 
@@ -34,11 +34,37 @@ _SAMPLE_CHARS_PER_TOKEN = 2_500
 _BATCH_CHARS = 1_000_000
 
 
+class Coverage(NamedTuple):
+    """What a vocabulary makes of some texts; special tokens are not counted."""
+
+    characters: int
+    tokens: int
+    character_tokens: int  # tokens that are a single character
+    byte_tokens: int  # tokens that are a single byte
+    byte_characters: int  # characters that fell back to bytes
+
+    @property
+    def tokens_per_character(self) -> float:
+        """Tokens for each character of text; 0 for no text."""
+        return self.tokens / max(self.characters, 1)
+
+    @property
+    def character_share(self) -> float:
+        """Share of the tokens that are single characters, 0 to 1."""
+        return self.character_tokens / max(self.tokens, 1)
+
+    @property
+    def byte_share(self) -> float:
+        """Share of the text's characters that fell back to bytes, 0 to 1."""
+        return self.byte_characters / max(self.characters, 1)
+
+
 class Counts(NamedTuple):
-    """How often each character came in all texts, and each word of two or more characters in the sample."""
+    """How often each character came in all texts, and each longer word in the sample of `sampled` characters."""
 
     characters: Counter[str]
     words: Counter[str]
+    sampled: int
 
 
 def count_texts(
@@ -73,7 +99,8 @@ def count_texts(
             batch, counted = [], done
             if progress is not None:
                 progress(done, total)
-    return Counts(Counter(counter.characters()), Counter(counter.words()))
+    sampled = sum(len(piece) * times for piece, times in pieces.items())
+    return Counts(Counter(counter.characters()), Counter(counter.words()), sampled)
 
 
 def _sample_pieces(texts: Iterable[str], counter: _core.Counter, limit: int, seed: int) -> list[str]:
@@ -126,3 +153,34 @@ def choose_tokens(counts: Counts, room: int, min_frequency: int = 1, idioms: fro
     rest.sort(key=lambda entry: (entry[1] not in idioms, entry))
     chosen = rank[:first] + rest[: room - first]
     return [token for _, token in sorted(chosen, key=lambda entry: (len(entry[1]) > 1, entry))]
+
+
+def forecast(counts: Counts, tokens: list[str]) -> Coverage:
+    """What a vocabulary of `tokens` makes of the texts that were counted, without encoding them again.
+
+    Exact if the words were counted in all texts; of a sample, as good as that.
+    """
+    vocabulary = set(tokens)
+    scale = sum(counts.characters.values()) / max(counts.sampled, 1)  # words are those of the sample
+    byte_tokens = byte_characters = character_tokens = 0.0
+    rest: dict[str, float] = dict(counts.characters)
+    words = 0.0
+    for word, count in counts.words.items():
+        if word in vocabulary:
+            words += count * scale
+            for character in word:
+                rest[character] -= count * scale
+    for character, left in rest.items():
+        if character in vocabulary:
+            character_tokens += max(left, 0.0)
+        else:
+            byte_characters += max(left, 0.0)
+            byte_tokens += max(left, 0.0) * len(character.encode())
+    total = sum(counts.characters.values())
+    return Coverage(
+        total,
+        round(words + character_tokens + byte_tokens),
+        round(character_tokens),
+        round(byte_tokens),
+        round(byte_characters),
+    )

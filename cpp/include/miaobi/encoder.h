@@ -13,8 +13,8 @@
 
 namespace miaobi {
 
-// A vocabulary of characters and words. What the segmenter cuts is one token if it is in the vocabulary, else a token for
-// each of its characters, else for each byte of the character's UTF-8.
+// A vocabulary of characters and words. What the segmenter cuts is one token if it is in the vocabulary, else a token
+// for each of its characters, else for each byte of the character's UTF-8.
 class Encoder {
  public:
   // words[i] has the id first_word + i, byte b the id first_byte + b. Throws Error for an empty word, one that is there

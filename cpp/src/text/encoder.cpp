@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Text to ids: the segmenter's words looked up in a trie of the vocabulary; and the counts that a vocabulary is made of.
+// Text to ids: the segmenter's words looked up in a trie of the vocabulary; and the counts that a vocabulary is made
+// of.
 #include "miaobi/encoder.h"
 
 #include "miaobi/check.h"
@@ -17,8 +18,8 @@ struct Encoder::Impl {
 Encoder::Encoder(std::span<const TextView> words, int32_t first_byte, int32_t first_word) {
   auto impl = std::make_unique<Impl>(Trie(2 * static_cast<int64_t>(words.size())), first_byte, first_word);
   for (size_t i = 0; i < words.size(); ++i) {
-    MIAOBI_CHECK(words[i].size > 0 && impl->words.find(words[i]).value == 0, "[tokenizer] expected every word once, got ",
-                 words[i].size > 0 ? "one twice" : "an empty one");
+    MIAOBI_CHECK(words[i].size > 0 && impl->words.find(words[i]).value == 0,
+                 "[tokenizer] expected every word once, got ", words[i].size > 0 ? "one twice" : "an empty one");
     impl->words.set(words[i], static_cast<uint32_t>(i + 1));
   }
   impl_ = std::move(impl);
@@ -42,8 +43,8 @@ void Encoder::encode(const Segmenter& segmenter, TextView text, bool hmm, std::v
     } else {
       for (int64_t i = begin; i < end; ++i) {
         const char32_t c = text[i];
-        MIAOBI_CHECK(!is_half_surrogate(c), "[tokenizer] expected valid Unicode, got half a surrogate pair at character ",
-                     i, " of the text");
+        MIAOBI_CHECK(!is_half_surrogate(c),
+                     "[tokenizer] expected valid Unicode, got half a surrogate pair at character ", i, " of the text");
         if (const uint32_t one = impl_->words.first(c).value; one != 0) {
           put(impl_->first_word + static_cast<int32_t>(one) - 1, i, i + 1);
         } else {
@@ -55,8 +56,8 @@ void Encoder::encode(const Segmenter& segmenter, TextView text, bool hmm, std::v
   }
 }
 
-void WordCounter::add_words(const Segmenter& segmenter, std::span<const TextView> texts,
-                            std::span<const int64_t> times, bool hmm) {
+void WordCounter::add_words(const Segmenter& segmenter, std::span<const TextView> texts, std::span<const int64_t> times,
+                            bool hmm) {
   const int slots = get_num_threads();
   struct Part {
     Words words;
