@@ -69,7 +69,7 @@ _add("bench", bench.bench, "miaobi bench --json bench.json")
 _add("train", tokenizer.train, "miaobi tokenizer train novel.txt --out my-tokenizer --vocab-size 8000", group=_tokenizer)
 _add("report", tokenizer.report, "miaobi tokenizer report novel.txt --vocab-size 8000", group=_tokenizer)
 _add(
-    "explain", tokenizer.explain, 'miaobi tokenizer explain my-tokenizer "今天天气很好" --html tokens.html', _tokenizer
+    "explain", tokenizer.explain, 'miaobi tokenizer explain my-tokenizer "今天天气很好" --html tokens.html', group=_tokenizer
 )
 
 

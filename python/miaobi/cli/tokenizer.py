@@ -45,7 +45,7 @@ def train(
     console = make_console()
     with working(console, "learning the vocabulary") as progress:
         tokenizer = JiebaTokenizer.train(
-            (document + "\n" for document in read_corpus(files).documents),
+            (f"{document}\n" for document in read_corpus(files)),
             vocab_size,
             shrink=True,
             hmm=hmm,
@@ -78,7 +78,7 @@ def report(
     kept = read_idioms(idioms) if idioms else []
     segmenter.keep_whole(kept)
     with working(console, "counting words") as progress:
-        texts = (document + "\n" for document in read_corpus(files).documents)
+        texts = (f"{document}\n" for document in read_corpus(files))
         counts = count_texts(texts, vocab_size, segmenter=segmenter, hmm=hmm, progress=progress)
     _show_report(console, counts, vocab_size, frozenset(kept))
 
