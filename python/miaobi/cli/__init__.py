@@ -66,10 +66,15 @@ _add("eval", evaluate.evaluate, "miaobi eval my-model poems.val.txt")
 _add("explain", explain.explain, 'miaobi explain my-model "床前明月光"')
 _add("info", info.info, "miaobi info my-model")
 _add("bench", bench.bench, "miaobi bench --json bench.json")
-_add("train", tokenizer.train, "miaobi tokenizer train novel.txt --out my-tokenizer --vocab-size 8000", group=_tokenizer)
+_add(
+    "train", tokenizer.train, "miaobi tokenizer train novel.txt --out my-tokenizer --vocab-size 8000", group=_tokenizer
+)
 _add("report", tokenizer.report, "miaobi tokenizer report novel.txt --vocab-size 8000", group=_tokenizer)
 _add(
-    "explain", tokenizer.explain, 'miaobi tokenizer explain my-tokenizer "今天天气很好" --html tokens.html', group=_tokenizer
+    "explain",
+    tokenizer.explain,
+    'miaobi tokenizer explain my-tokenizer "今天天气很好" --html tokens.html',
+    group=_tokenizer,
 )
 
 

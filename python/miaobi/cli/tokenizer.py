@@ -124,8 +124,8 @@ def explain(
     from rich.table import Table
 
     from miaobi.cli.train_view import make_console
-    from miaobi.token_explain import explain as explain_text
     from miaobi.files import write_atomic
+    from miaobi.token_explain import explain as explain_text
     from miaobi.tokenizer import JiebaTokenizer
 
     tokenizer: JiebaTokenizer = JiebaTokenizer.load(folder)
