@@ -45,7 +45,7 @@ PUBLIC_HEADERS = {
     "nn": "kv_cache layers parameters",
     "model": "adamw gpt sampler",
     "io": "mapped_file safetensors",
-    "text": "segmenter",
+    "text": "encoder segmenter",
 }
 LEVEL_OF_HEADER = {f"miaobi/{name}.h": level for level, names in PUBLIC_HEADERS.items() for name in names.split()}
 # What the files compiled for one instruction set may use: no inline function of the standard library may come from

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import miaobi.tokenizer
 from miaobi.segmenter import segment
 from miaobi.tokenizer import SPECIAL_TOKENS, JiebaTokenizer
 from miaobi.tokenizer_train import count_texts
@@ -333,12 +332,12 @@ def test_the_cache_is_free_while_a_text_is_cut(monkeypatch: pytest.MonkeyPatch) 
     tokenizer.encode("公园")
     cutting, go_on = threading.Event(), threading.Event()
 
-    def slow_segment(text: str, hmm: bool = False) -> list[str]:
+    def slow_encode(text: str) -> list[int]:
         cutting.set()
         assert go_on.wait(10)
-        return list(text)
+        return [7 + byte for byte in text.encode()]
 
-    monkeypatch.setattr(miaobi.tokenizer, "segment", slow_segment)
+    monkeypatch.setattr(tokenizer, "encode_ordinary", slow_encode)
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(tokenizer.encode, "很慢")
         assert cutting.wait(10)

@@ -11,3 +11,4 @@ void register_layers(pybind11::module_& m);
 void register_model(pybind11::module_& m);
 void register_generation(pybind11::module_& m);
 void register_io(pybind11::module_& m);
+void register_text(pybind11::module_& m);

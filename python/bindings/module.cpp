@@ -12,4 +12,5 @@ PYBIND11_MODULE(_core, m) {
   register_model(m);
   register_generation(m);
   register_io(m);
+  register_text(m);
 }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from miaobi.llm import LLM
     from miaobi.lru_cache import get_cache_hit_rate, reset_cache_stats
     from miaobi.model import GPT, AdamW, GPTConfig
-    from miaobi.segmenter import segment
+    from miaobi.segmenter import Segmenter, segment, segment_batch
     from miaobi.tokenizer import JiebaTokenizer
     from miaobi.train_config import TrainConfig
     from miaobi.trainer import Trainer
@@ -51,7 +51,7 @@ _HOMES = {
     "llm": "LLM",
     "lru_cache": "get_cache_hit_rate reset_cache_stats",
     "model": "AdamW GPT GPTConfig",
-    "segmenter": "segment",
+    "segmenter": "Segmenter segment segment_batch",
     "tokenizer": "JiebaTokenizer",
     "train_config": "TrainConfig",
     "trainer": "Trainer",
@@ -73,6 +73,7 @@ __all__ = [
     "JiebaTokenizer",
     "LayerNorm",
     "Linear",
+    "Segmenter",
     "SelfAttention",
     "TrainConfig",
     "Trainer",
@@ -88,6 +89,7 @@ __all__ = [
     "ops",
     "reset_cache_stats",
     "segment",
+    "segment_batch",
     "set_backend",
     "set_matmul_precision",
     "set_num_threads",

@@ -14,12 +14,16 @@ import numpy.typing
 
 __all__: list[str] = [
     "AdamW",
+    "Counter",
+    "Dictionary",
+    "Encoder",
     "GPT",
     "IGNORE_INDEX",
     "KVCache",
     "Layer",
     "SafetensorsFile",
     "Sampler",
+    "Segmenter",
     "SelfAttention",
     "allocated_bytes",
     "allocation_count",
@@ -412,6 +416,112 @@ class SafetensorsFile:
     def read(self, name: str) -> numpy.typing.NDArray[numpy.float32]:
         """
         A copy of the tensor as a float32 array of its shape; F16 and BF16 are converted exactly.
+        """
+
+class Dictionary:
+    """
+    jieba's dictionary and HMM tables, immutable; segmenters share it.
+    """
+    def __init__(self, folder: os.PathLike[str] | str | bytes) -> None:
+        """
+        Reads dict.txt and finalseg/prob_*.py in the folder of the package jieba. OSError, FormatError.
+        """
+
+class Segmenter:
+    """
+    Cuts text as jieba does; safe to share between threads.
+    """
+    def __init__(self, dictionary: Dictionary) -> None: ...
+    def add_word(self, word: str, frequency: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        As jieba.add_word(word, frequency).
+        """
+    def cut(self, text: str, hmm: bool) -> list[str]:
+        """
+        As jieba.lcut(text, HMM=hmm).
+        """
+    def cut_all(self, text: str) -> list[str]:
+        """
+        As jieba.lcut(text, cut_all=True).
+        """
+    def cut_batch(self, texts: list[str], hmm: bool) -> list[list[str]]:
+        """
+        The words of each text, on all threads.
+        """
+    def cut_for_search(self, text: str, hmm: bool) -> list[str]:
+        """
+        As jieba.lcut_for_search(text, HMM=hmm).
+        """
+    def frequency(self, word: str) -> int:
+        """
+        Frequency of a word; 0 for a mere beginning of words or a deleted word, -1 if it is not there.
+        """
+    def keep_whole(self, words: list[str]) -> None:
+        """
+        Words that are never cut from now on.
+        """
+    def suggest_frequency(self, word: str) -> int:
+        """
+        As jieba.suggest_freq(word).
+        """
+    def suggest_split(self, parts: list[str]) -> int:
+        """
+        As jieba.suggest_freq(tuple(parts)).
+        """
+
+class Encoder:
+    """
+    Text to token ids in one pass; safe to share between threads.
+    """
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        hmm: bool,
+        words: list[str],
+        first_byte: typing.SupportsInt | typing.SupportsIndex,
+        first_word: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        words[i] has the id first_word + i, byte b the id first_byte + b.
+        """
+    def encode(self, text: str) -> list[int]:
+        """
+        The ids; ValueError for half of a surrogate pair.
+        """
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """
+        The ids of each text, on all threads.
+        """
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """
+        The ids, and for each the characters [begin, end) that it stands for.
+        """
+
+class Counter:
+    """
+    Counts characters, and the words of two or more characters.
+    """
+    def __init__(self, segmenter: Segmenter, hmm: bool, max_word: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Words of more than max_word characters are not counted.
+        """
+    def add_characters(self, text: str) -> None:
+        """
+        Adds every character.
+        """
+    def add_words(
+        self, texts: list[str], times: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None:
+        """
+        Cuts on all threads; text i counts times[i] times.
+        """
+    def characters(self) -> dict[str, int]:
+        """
+        Each character with its count.
+        """
+    def words(self) -> dict[str, int]:
+        """
+        Each word with its count.
         """
 
 def allocated_bytes() -> int:

@@ -102,8 +102,19 @@ class LRUCache:
                 self._bytes -= _entry_bytes(text, old)
             self._entries[text] = ids
             self._bytes += size
-            while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
-                self._bytes -= _entry_bytes(*self._entries.popitem(last=False))
+            self._shrink()
+
+    def resize(self, max_entries: int) -> None:
+        """Changes the limit, and drops the least recently used texts beyond it. Raises ValueError if it is negative."""
+        if max_entries < 0:
+            raise ValueError(f"[cache] expected a limit of 0 or more entries, got {max_entries}")
+        with _lock:
+            self._max_entries = max_entries
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
+            self._bytes -= _entry_bytes(*self._entries.popitem(last=False))
 
     def clear(self) -> None:
         """Drops all entries; the counts stay."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import json
 import os
@@ -11,14 +12,18 @@ from collections import Counter
 from collections.abc import Iterable
 from operator import index
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
+from miaobi import _core
 from miaobi.errors import FormatError
 from miaobi.files import write_atomic
 from miaobi.lru_cache import CacheInfo, LRUCache
-from miaobi.segmenter import segment
-from miaobi.tokenizer_train import Progress, choose_tokens, count_texts
+from miaobi.segmenter import Segmenter, default_segmenter, read_idioms, read_userdict
+from miaobi.tokenizer_train import Coverage, Progress, choose_tokens, count_texts
 from miaobi.unicode import encode_utf8
+
+if TYPE_CHECKING:
+    from miaobi.token_explain import Explanation
 
 __all__ = ["SPECIAL_TOKENS", "TOKENIZER_FILE", "Coverage", "DecodeStream", "JiebaTokenizer"]
 
@@ -26,34 +31,10 @@ TOKENIZER_FILE: Final = "miaobi_tokenizer.json"  # not tokenizer.json: transform
 SPECIAL_TOKENS: Final = ("<|pad|>", "<|unk|>", "<|bos|>", "</s>", "<|sep|>", "<|cls|>", "<|mask|>")
 _FORMAT: Final = "miaobi-tokenizer"
 _VERSION: Final = 1
+_VERSION_WITH_WORDS: Final = 2  # of a tokenizer that has words of a user or idioms
 _FIRST_BYTE: Final = len(SPECIAL_TOKENS)
 _FIRST_TEXT: Final = _FIRST_BYTE + 256
 _FIXED_TOKENS: Final = SPECIAL_TOKENS + tuple(f"<0x{byte:02X}>" for byte in range(256))
-
-
-class Coverage(NamedTuple):
-    """What a vocabulary makes of some texts; special tokens are not counted."""
-
-    characters: int
-    tokens: int
-    character_tokens: int  # tokens that are a single character
-    byte_tokens: int  # tokens that are a single byte
-    byte_characters: int  # characters that fell back to bytes
-
-    @property
-    def tokens_per_character(self) -> float:
-        """Tokens for each character of text; 0 for no text."""
-        return self.tokens / max(self.characters, 1)
-
-    @property
-    def character_share(self) -> float:
-        """Share of the tokens that are single characters, 0 to 1."""
-        return self.character_tokens / max(self.tokens, 1)
-
-    @property
-    def byte_share(self) -> float:
-        """Share of the text's characters that fell back to bytes, 0 to 1."""
-        return self.byte_characters / max(self.characters, 1)
 
 
 class DecodeStream:
@@ -88,10 +69,19 @@ class JiebaTokenizer:
     cls_token_id: Final = 5
     mask_token_id: Final = 6
 
-    def __init__(self, words: Iterable[str], *, hmm: bool = False, cache_entries: int = 10_000) -> None:
+    def __init__(
+        self,
+        words: Iterable[str],
+        *,
+        hmm: bool = False,
+        cache_entries: int = 10_000,
+        user_words: Iterable[tuple[str, int | None]] = (),
+        idioms: Iterable[str] = (),
+    ) -> None:
         """A tokenizer whose ids from 263 on are `words`, in order; single characters are words, too.
 
-        `hmm` lets jieba guess words that its dictionary lacks. `cache_entries` texts are kept with their ids.
+        `hmm` lets jieba guess words that its dictionary lacks. `user_words` are added to the dictionary as
+        `Segmenter.add_word` does; `idioms` are never cut. `cache_entries` texts are kept with their ids.
         Raises ValueError if a word is empty, no valid Unicode, there twice, or the name of a special or byte token.
         """
         self.tokens: Final = (*_FIXED_TOKENS, *words)
@@ -106,8 +96,33 @@ class JiebaTokenizer:
         self._bytes = [b""] * _FIRST_BYTE + [bytes([byte]) for byte in range(256)]
         self._bytes += [encode_utf8(token, repr(token)) for token in self._text_ids]
         self._cache = LRUCache(cache_entries)
-        content = json.dumps([_FORMAT, _VERSION, hmm, self.tokens], ensure_ascii=False, separators=(",", ":"))
+        self.user_words: Final = tuple((word, freq) for word, freq in user_words)
+        self.idioms: Final = tuple(idioms)
+        for word in (*self.idioms, *(word for word, _ in self.user_words)):
+            if not encode_utf8(word, repr(word)):
+                raise ValueError('[tokenizer] expected words of a user and idioms of one or more characters, got ""')
+        for word, freq in self.user_words:
+            if freq is not None and (not isinstance(freq, int) or freq < 0):
+                raise ValueError(f"[tokenizer] expected a frequency of 0 or more for {word!r}, got {freq!r}")
+        identity: list[Any] = [_FORMAT, self._version, hmm, self.tokens]
+        if self._version == _VERSION_WITH_WORDS:
+            identity += [self.user_words, self.idioms]
+        content = json.dumps(identity, ensure_ascii=False, separators=(",", ":"))
         self.hash: Final = hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def _version(self) -> int:
+        return _VERSION_WITH_WORDS if self.user_words or self.idioms else _VERSION
+
+    @functools.cached_property
+    def segmenter(self) -> Segmenter:
+        """What cuts the text; made when it is first needed."""
+        return _make_segmenter(self.user_words, self.idioms)
+
+    @functools.cached_property
+    def _encoder(self) -> _core.Encoder:
+        words = list(self.tokens[_FIRST_TEXT:])
+        return _core.Encoder(self.segmenter.core, self.hmm, words, _FIRST_BYTE, _FIRST_TEXT)
 
     @classmethod
     def train(
@@ -118,33 +133,42 @@ class JiebaTokenizer:
         shrink: bool = False,
         min_frequency: int = 1,
         hmm: bool = False,
+        user_dict: str | os.PathLike[str] | Iterable[tuple[str, int | None]] = (),
+        idioms: str | os.PathLike[str] | Iterable[str] = (),
         sample_chars: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> JiebaTokenizer:
         """A tokenizer of `vocab_size` tokens, chosen by frequency in `texts`, which are read once.
 
-        Characters are counted in all texts; words in a random sample of lines of `sample_chars` characters (None: 250
-        per vocabulary entry, at least two million). A token has to come `min_frequency` times. `progress` is called
-        with (characters cut, characters to cut). Raises ValueError if `vocab_size` is under 264, or is more than the
-        texts support and not `shrink`, which takes the most they support instead.
+        Characters are counted in all texts; words in a random sample of lines of `sample_chars` characters (None:
+        2,500 per vocabulary entry, at least 20 million). A token has to come `min_frequency` times. `user_dict` is a
+        file in jieba's format, or (word, frequency or None) pairs; `idioms`, a file with one in each line or a JSON
+        list, or the idioms, are never cut, and those that the texts have are the first words of the vocabulary.
+        `progress` is called with (characters cut, characters to cut). Raises ValueError if `vocab_size` is under 264,
+        or is more than the texts support and not `shrink`, which takes the most they support instead.
         """
         if vocab_size <= _FIRST_TEXT:
             raise ValueError(
                 f"[tokenizer] expected vocab_size of at least {_FIRST_TEXT + 1} ({_FIRST_BYTE} special tokens, "
                 f"256 bytes and one character), got {vocab_size}"
             )
-        counts = count_texts(texts, vocab_size, hmm=hmm, sample_chars=sample_chars, seed=seed, progress=progress)
+        words_of_user = read_userdict(user_dict) if isinstance(user_dict, str | os.PathLike) else list(user_dict)
+        kept = read_idioms(idioms) if isinstance(idioms, str | os.PathLike) else list(idioms)
+        segmenter = _make_segmenter(words_of_user, kept)
+        counts = count_texts(
+            texts, vocab_size, segmenter=segmenter, hmm=hmm, sample_chars=sample_chars, seed=seed, progress=progress
+        )
         if not counts.characters:
             raise ValueError("[tokenizer] expected text to learn a vocabulary from, got none: the texts are empty")
-        words = choose_tokens(counts, vocab_size - _FIRST_TEXT, min_frequency)
+        words = choose_tokens(counts, vocab_size - _FIRST_TEXT, min_frequency, frozenset(kept))
         largest = _FIRST_TEXT + len(words)
         if largest < vocab_size and not shrink:
             raise ValueError(
                 f"[tokenizer] vocab_size={vocab_size} is more than the texts support: they have characters and words "
                 f"for {largest}; use a size of {largest} or less, or more text"
             )
-        return cls(words, hmm=hmm)
+        return cls(words, hmm=hmm, user_words=words_of_user, idioms=kept)
 
     @property
     def vocab_size(self) -> int:
@@ -159,42 +183,59 @@ class JiebaTokenizer:
     def __repr__(self) -> str:
         return f"JiebaTokenizer(vocab_size={self.vocab_size}, hmm={self.hmm}, hash={self.hash[:12]})"
 
-    def encode(self, text: str) -> list[int]:
+    @overload
+    def encode(self, text: str, return_offsets: Literal[False] = False) -> list[int]: ...
+    @overload
+    def encode(self, text: str, return_offsets: Literal[True]) -> tuple[list[int], list[tuple[int, int]]]: ...
+
+    def encode(self, text: str, return_offsets: bool = False) -> list[int] | tuple[list[int], list[tuple[int, int]]]:
         """The token ids of `text`. Names of special tokens in it are ordinary text.
 
+        With `return_offsets` also, for each token, the characters (begin, end) of `text` that it stands for; each byte
+        of a character has the whole character. The cache is not used then.
         Raises TypeError if it is not a str, and ValueError if it has half a surrogate pair, which is not Unicode text.
         """
         if not isinstance(text, str):
             raise TypeError(f"[tokenizer] expected str, got {type(text).__name__}; decode bytes first")
+        if return_offsets:
+            encode_utf8(text)
+            return self._encoder.encode_with_offsets(text)
         ids = self._cache.get(text)
         if ids is None:
-            ids = tuple(self._encode(text))
-            self._cache.put(text, ids)
+            new = self.encode_ordinary(text)
+            self._cache.put(text, tuple(new))
+            return new
         return list(ids)
 
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The same as `encode(text)`, past the cache: for texts that come once."""
+        try:
+            return self._encoder.encode(text)
+        except ValueError:
+            encode_utf8(text)  # says what is wrong, and how to repair it
+            raise
+
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """The token ids of each text; raises as `encode`."""
+        """The token ids of each text, computed on all threads of the engine; raises as `encode`."""
         if isinstance(texts, str):
             raise TypeError("[tokenizer] expected a list of texts, got one str; call encode(text)")
-        return [self.encode(text) for text in texts]
-
-    def _encode(self, text: str) -> list[int]:
-        """`encode` without the cache."""
-        encode_utf8(text)
-        ids: list[int] = []
-        lookup = self._text_ids.get
-        for word in segment(text, self.hmm):
-            token_id = lookup(word)
-            if token_id is not None:
-                ids.append(token_id)
-                continue
-            for character in word:
-                token_id = lookup(character)
-                if token_id is not None:
-                    ids.append(token_id)
-                else:
-                    ids.extend(_FIRST_BYTE + byte for byte in character.encode())
-        return ids
+        texts = list(texts)
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"[tokenizer] expected str, got {type(text).__name__}; decode bytes first")
+        known = [self._cache.get(text) for text in texts]
+        new = list(dict.fromkeys(text for text, ids in zip(texts, known, strict=True) if ids is None))
+        try:
+            lists = self._encoder.encode_batch(new)
+        except ValueError:
+            for number, text in enumerate(texts):
+                encode_utf8(text, f"text {number}")
+            raise
+        made = dict(zip(new, lists, strict=True))
+        if self._cache.info().max_entries:
+            for text, made_ids in made.items():
+                self._cache.put(text, tuple(made_ids))
+        return [list(made[text] if ids is None else ids) for text, ids in zip(texts, known, strict=True)]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; special tokens become nothing, or their names if not `skip_special_tokens`.
@@ -228,7 +269,7 @@ class JiebaTokenizer:
         """How the vocabulary fits texts, or texts that are already encoded. Raises as `encode` and `decode`."""
         counts: Counter[int] = Counter()
         for text in texts:
-            counts.update(self._encode(text) if isinstance(text, str) else text)
+            counts.update(self.encode_ordinary(text) if isinstance(text, str) else text)
         characters = tokens = character_tokens = byte_tokens = byte_characters = 0
         for token_id, count in counts.items():
             data = self.token_bytes(token_id)
@@ -249,6 +290,16 @@ class JiebaTokenizer:
         """Hits, misses, entries, max_entries, bytes and max_bytes of the cache of encoded texts."""
         return self._cache.info()
 
+    def explain(self, text: str) -> Explanation:
+        """The cut of `text` and where each token came from, with `to_html()`. Raises as `encode`."""
+        from miaobi.token_explain import explain
+
+        return explain(self, text)
+
+    def cache_resize(self, max_entries: int) -> None:
+        """Keeps at most `max_entries` texts from now on; 0 switches the cache off."""
+        self._cache.resize(max_entries)
+
     def cache_clear(self) -> None:
         """Empties the cache of encoded texts; the counts stay."""
         self._cache.clear()
@@ -257,13 +308,15 @@ class JiebaTokenizer:
         """Writes `miaobi_tokenizer.json` into `directory`, which is made if missing. Raises OSError."""
         head = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": self._version,
             "hash": self.hash,
             "hmm": self.hmm,
             "special_tokens": SPECIAL_TOKENS,
             "byte_fallback": {"first_id": _FIRST_BYTE, "count": 256},
         }
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+        if self._version == _VERSION_WITH_WORDS:
+            head |= {"user_words": self.user_words, "idioms": self.idioms}
+        lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
         tokens = ",\n".join(json.dumps(token, ensure_ascii=False) for token in self.tokens)
         lines.append(f'"tokens": [\n{tokens}\n]')
         folder = Path(directory)
@@ -281,11 +334,12 @@ class JiebaTokenizer:
         content = _read_json(path)
         expected: dict[str, Any] = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": content.get("version") if content.get("version") == _VERSION_WITH_WORDS else _VERSION,
             "special_tokens": list(SPECIAL_TOKENS),
             "byte_fallback": {"first_id": _FIRST_BYTE, "count": 256},
         }
-        keys = {*expected, "hash", "hmm", "tokens"}
+        with_words = expected["version"] == _VERSION_WITH_WORDS
+        keys = {*expected, "hash", "hmm", "tokens"} | ({"user_words", "idioms"} if with_words else set())
         if set(content) != keys:
             raise FormatError(path, f"expected the fields {sorted(keys)}, got {sorted(content)[:20]}")
         for key, value in expected.items():
@@ -298,8 +352,21 @@ class JiebaTokenizer:
             raise FormatError(path, 'expected "tokens" to be a list of strings')
         if tuple(tokens[:_FIRST_TEXT]) != _FIXED_TOKENS:
             raise FormatError(path, f'expected "tokens" to begin with the {_FIRST_TEXT} special and byte tokens')
+        user_words, idioms = content.get("user_words", []), content.get("idioms", [])
+        if not isinstance(user_words, list) or not all(
+            isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in user_words
+        ):
+            raise FormatError(path, 'expected "user_words" to be a list of [word, frequency or null]')
+        if not isinstance(idioms, list) or not all(isinstance(idiom, str) for idiom in idioms):
+            raise FormatError(path, 'expected "idioms" to be a list of strings')
         try:
-            tokenizer = cls(tokens[_FIRST_TEXT:], hmm=hmm, cache_entries=cache_entries)
+            tokenizer = cls(
+                tokens[_FIRST_TEXT:],
+                hmm=hmm,
+                cache_entries=cache_entries,
+                user_words=[(word, frequency) for word, frequency in user_words],
+                idioms=idioms,
+            )
         except ValueError as error:
             raise FormatError(path, str(error)) from None
         if tokenizer.hash != content["hash"]:
@@ -307,6 +374,18 @@ class JiebaTokenizer:
                 path, "its content does not have the hash it names: it was changed; restore it or train again"
             )
         return tokenizer
+
+
+def _make_segmenter(user_words: Iterable[tuple[str, int | None]], idioms: Iterable[str]) -> Segmenter:
+    """One of its own for words of a user; else the one that all share."""
+    user_words, idioms = list(user_words), list(idioms)
+    if not user_words and not idioms:
+        return default_segmenter()
+    segmenter = Segmenter()
+    for word, freq in user_words:
+        segmenter.add_word(word, freq)
+    segmenter.keep_whole(idioms)
+    return segmenter
 
 
 def _read_json(path: Path) -> dict[str, Any]:

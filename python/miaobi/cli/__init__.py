@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from miaobi.cli import bench, chat, demo, evaluate, explain, generate, info, plan, report, train
+from miaobi.cli import bench, chat, demo, evaluate, explain, generate, info, plan, report, tokenizer, train
 
 __all__ = ["app", "main"]
 
@@ -27,7 +27,15 @@ app = typer.Typer(
 )
 
 
-def _add(name: str, command: Callable[..., None], *examples: str) -> None:
+_tokenizer = typer.Typer(
+    help="Train, preview and look at a tokenizer.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.add_typer(_tokenizer, name="tokenizer", rich_help_panel="Commands")
+
+
+def _add(name: str, command: Callable[..., None], *examples: str, group: typer.Typer = app) -> None:
     """Adds a command that Ctrl-C ends with the exit code that shells expect, in every version of typer."""
 
     @functools.wraps(command)
@@ -38,7 +46,7 @@ def _add(name: str, command: Callable[..., None], *examples: str) -> None:
             raise typer.Exit(130) from None
 
     epilog = "\n\n".join(f"Example: `{example}`" for example in examples)
-    app.command(name, epilog=epilog)(run)
+    group.command(name, epilog=epilog)(run)
 
 
 _add("demo", demo.demo, "miaobi demo")
@@ -58,6 +66,16 @@ _add("eval", evaluate.evaluate, "miaobi eval my-model poems.val.txt")
 _add("explain", explain.explain, 'miaobi explain my-model "床前明月光"')
 _add("info", info.info, "miaobi info my-model")
 _add("bench", bench.bench, "miaobi bench --json bench.json")
+_add(
+    "train", tokenizer.train, "miaobi tokenizer train novel.txt --out my-tokenizer --vocab-size 8000", group=_tokenizer
+)
+_add("report", tokenizer.report, "miaobi tokenizer report novel.txt --vocab-size 8000", group=_tokenizer)
+_add(
+    "explain",
+    tokenizer.explain,
+    'miaobi tokenizer explain my-tokenizer "今天天气很好" --html tokens.html',
+    group=_tokenizer,
+)
 
 
 def _show_version(wanted: bool) -> None:
