@@ -550,3 +550,19 @@ def test_no_allocation_where_later_documents_are_longer(threads: int) -> None:
         optimizer.step(max_grad_norm=1.0)
         made.append(_core.allocation_count() - before)
     assert made[1:] == [0] * 4
+
+
+def test_gradients_in_bf16_are_near_those_in_float32_and_leave_the_setting_alone() -> None:
+    model = GPT(GPTConfig(40, 16, 32, 2, 4))
+    ids, targets = np.random.default_rng(0).integers(0, 40, (2, 3, 16))
+    found: dict[str | None, np.ndarray] = {}
+    for precision in ("float32", "bf16", None):
+        model.zero_grad()
+        model.loss_backward(ids, targets, precision=precision)
+        found[precision] = model.gradient_arena.copy()
+    np.testing.assert_array_equal(found[None], found["float32"])
+    assert miaobi.get_matmul_precision() == "highest"
+    error = np.linalg.norm(found["bf16"] - found["float32"]) / np.linalg.norm(found["float32"])
+    assert 1e-4 < error < 0.03
+    with pytest.raises(ValueError, match='"bf16", got "fp16"'):
+        model.loss_backward(ids, targets, precision="fp16")

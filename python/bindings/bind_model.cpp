@@ -114,7 +114,8 @@ void backward(ModelHandle& h) {
 
 py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray& ids, const IntArray& targets,
                                                  const LongArray& offsets, std::optional<int64_t> normalizer,
-                                                 float label_smoothing, float z_loss) {
+                                                 float label_smoothing, float z_loss,
+                                                 const std::optional<std::string>& precision) {
   check_batch(ids, targets, offsets);
   MIAOBI_CHECK(label_smoothing >= 0 && label_smoothing < 1, "expected label_smoothing in [0, 1), got ",
                label_smoothing);
@@ -122,7 +123,9 @@ py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray&
   const int64_t n = normalizer.value_or(count_scored(targets));
   MIAOBI_CHECK(!normalizer || n > 0, "expected a positive normalizer, got ", n);
   Losses t;
+  const std::string name = !precision ? get_matmul_precision() : *precision == "float32" ? "highest" : *precision;
   {
+    const MatmulPrecisionScope scope(name);
     const py::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(h.mutex);
     h.unpack();
@@ -182,7 +185,7 @@ void register_model(py::module_& m) {
            "Weights (L, H, T, T) of every head for one sequence of ids (T,).")
       .def("backward", backward, "Gradients of the mean of the last token_losses accumulate.")
       .def("loss_backward", loss_backward, "ids"_a.noconvert(), "targets"_a.noconvert(), "offsets"_a.noconvert(),
-           "normalizer"_a = py::none(), "label_smoothing"_a = 0.0f, "z_loss"_a = 0.0f,
+           "normalizer"_a = py::none(), "label_smoothing"_a = 0.0f, "z_loss"_a = 0.0f, "precision"_a = py::none(),
            "Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).")
       .def(
           "pack",

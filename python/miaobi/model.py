@@ -180,16 +180,18 @@ class GPT:
         *,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        precision: str | None = None,
     ) -> tuple[float, int]:
         """Forward and backward in one pass, cheaper than ``loss`` then ``backward``: (sum of losses, count).
 
         The gradients of sum / normalizer accumulate; the default normalizer is count. To spread a big batch over
         several calls, give each the count of all of them. Label smoothing (Szegedy et al. 2016) and z-loss (Chowdhery
-        et al. 2022) are in the gradients alone: the sum stays that of the text.
+        et al. 2022) are in the gradients alone: the sum stays that of the text. `precision` is that of the matrix
+        products, "float32" or "bf16"; by default what `set_matmul_precision` says.
         """
         flat, bounds, shape = self._flatten(ids, offsets)
         return self._core.loss_backward(
-            flat, self._flatten_targets(targets, shape), bounds, normalizer, label_smoothing, z_loss
+            flat, self._flatten_targets(targets, shape), bounds, normalizer, label_smoothing, z_loss, precision
         )
 
     # --- parameters -----------------------------------------------------------------------------------------------

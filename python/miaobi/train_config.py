@@ -28,6 +28,8 @@ class TrainConfig:
     label_smoothing:       share of a target's probability that goes to all tokens evenly, 0 to under 1.
     z_loss:                weight of the squared logarithm of the softmax's sum, which keeps logits from drifting; 1e-4
                            is usual. Neither is in the losses that are reported.
+    precision:             of the matrix products: "bf16" rounds their operands to bfloat16 and is faster where the
+                           machine has instructions for it (AVX-512 BF16); sums, weights and moments stay float32.
     dropout:               must be 0: the engine trains without.
     max_grad_norm:         the gradient of all parameters together is scaled down to this length; None for no limit.
     evaluations:           how often to validate, at equal distances, the end included; `eval_every` steps instead if
@@ -56,6 +58,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    precision: Literal["float32", "bf16"] = "float32"
     dropout: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)  # a batch has few tokens: 0.95 forgets the rare ones
     epsilon: float = 1e-8
@@ -107,6 +110,8 @@ class TrainConfig:
             if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"[train] expected {name} to be a list of str, got {texts!r:.80}")
             object.__setattr__(self, name, tuple(texts))
+        if self.precision not in ("float32", "bf16"):
+            raise ValueError(f'[train] expected precision to be "float32" or "bf16", got {self.precision!r:.80}')
         if self.keep not in ("best", "last"):
             raise ValueError(f'[train] expected keep to be "best" or "last", got {self.keep!r:.80}')
 
@@ -117,6 +122,10 @@ class TrainConfig:
         low = self.learning_rate * self.min_learning_rate_ratio
         through = min((progress - self.warmup) / (1.0 - self.warmup), 1.0) if self.warmup < 1.0 else 1.0
         return low + (self.learning_rate - low) * 0.5 * (1.0 + math.cos(math.pi * through))
+
+    def loss_options(self) -> dict[str, Any]:
+        """How a step's loss is computed: the options of `GPT.loss_backward`."""
+        return {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss, "precision": self.precision}
 
     def _check_int(self, name: str, low: int) -> None:
         value = getattr(self, name)

@@ -349,7 +349,7 @@ class Trainer:
     def _accumulate(self, batch: Batch) -> float:
         """Adds the gradients of the mean loss over `batch`, computed in parts; returns the loss."""
         total = 0.0
-        terms = {"label_smoothing": self.config.label_smoothing, "z_loss": self.config.z_loss}
+        terms = self.config.loss_options()
         for part in batch.split(self.config.gradient_accumulation):
             arrays = (part.ids, part.targets, part.offsets)
             total += self.model.loss_backward(*arrays, normalizer=batch.scored, **terms)[0]

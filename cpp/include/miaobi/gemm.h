@@ -64,4 +64,16 @@ std::vector<std::string> available_backends();
 void set_matmul_precision(const std::string& name);
 std::string get_matmul_precision();
 
+// Another precision for the products that the calling thread starts while this lives. Throws Error as above.
+class MatmulPrecisionScope {
+ public:
+  explicit MatmulPrecisionScope(const std::string& name);
+  ~MatmulPrecisionScope();
+  MatmulPrecisionScope(const MatmulPrecisionScope&) = delete;
+  MatmulPrecisionScope& operator=(const MatmulPrecisionScope&) = delete;
+
+ private:
+  int before_;
+};
+
 }  // namespace miaobi

@@ -13,6 +13,14 @@ namespace {
 enum class Backend { kBuiltin, kOpenBlas };
 std::atomic<Backend> g_backend{Backend::kBuiltin};
 std::atomic<bool> g_bf16{false};
+thread_local int t_bf16 = -1;  // of a MatmulPrecisionScope; -1: none
+
+bool use_bf16() { return t_bf16 >= 0 ? t_bf16 == 1 : g_bf16.load(std::memory_order_relaxed); }
+
+void check_precision(const std::string& name) {
+  MIAOBI_CHECK(name == "highest" || name == "bf16", "[set_matmul_precision] expected \"highest\" or \"bf16\", got \"",
+               name, "\"");
+}
 
 }  // namespace
 
@@ -20,7 +28,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, f
           const Epilogue& epilogue) {
   if (m == 0 || n == 0) return;
   Operand left = a, right = b;
-  left.bf16 = right.bf16 = g_bf16.load(std::memory_order_relaxed);
+  left.bf16 = right.bf16 = use_bf16();
 #if defined(MIAOBI_HAVE_OPENBLAS)
   // bf16 has no counterpart in cblas: the built-in product has it wherever it is asked for.
   if (g_backend.load(std::memory_order_relaxed) == Backend::kOpenBlas && !left.bf16) {
@@ -35,7 +43,7 @@ void gemm(int64_t m, const Operand& a, const PackedMatrix& b, float* c, int64_t 
           const Epilogue& epilogue) {
   if (m == 0 || b.n() == 0) return;
   Operand left = a;
-  left.bf16 = g_bf16.load(std::memory_order_relaxed);
+  left.bf16 = use_bf16();
   gemm_builtin(m, left, b, c, ldc, accumulate, epilogue);
 }
 
@@ -66,11 +74,17 @@ void set_backend(const std::string& name) {
 std::string get_backend() { return g_backend == Backend::kBuiltin ? "builtin" : "openblas"; }
 
 void set_matmul_precision(const std::string& name) {
-  MIAOBI_CHECK(name == "highest" || name == "bf16", "[set_matmul_precision] expected \"highest\" or \"bf16\", got \"",
-               name, "\"");
+  check_precision(name);
   g_bf16 = name == "bf16";
 }
 
-std::string get_matmul_precision() { return g_bf16 ? "bf16" : "highest"; }
+std::string get_matmul_precision() { return use_bf16() ? "bf16" : "highest"; }
+
+MatmulPrecisionScope::MatmulPrecisionScope(const std::string& name) : before_(t_bf16) {
+  check_precision(name);
+  t_bf16 = name == "bf16" ? 1 : 0;
+}
+
+MatmulPrecisionScope::~MatmulPrecisionScope() { t_bf16 = before_; }
 
 }  // namespace miaobi
