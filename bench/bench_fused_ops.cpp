@@ -132,7 +132,7 @@ struct Head {
   }
   void run() {
     workspace.reset();
-    const LmHeadGradients gradients{1.0f / static_cast<float>(x.rows), dx.mat(), dw.mat()};
+    const LmHeadGradients gradients{1.0f / static_cast<float>(x.rows), dx.mat(), dw.mat(), {}};
     lm_head_cross_entropy(x.mat(), w.mat(), targets.data(), losses.data(), &gradients, workspace);
   }
   // The losses from logits of the whole batch.

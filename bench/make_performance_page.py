@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Writes docs/performance.md from the results in bench/results.
+"""Writes docs/performance.md and the table of training in the READMEs from the results in bench/results.
 
     python bench/make_performance_page.py [--check]
 
-With --check it writes nothing and fails where the page is not what the results give.
+With --check it writes nothing and fails where they are not what the results give.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class Machine:
                 self.attention,
                 self.train,
                 self.decoding,
+                self.cache,
                 self.busy,
             )
         )
@@ -288,7 +289,9 @@ class Machine:
                     *(f"{value['ratio']:.2f}" if value else "-" for value in (best, half)),
                 ]
             )
-            notes += [f"- {row['preset']}: {side} is left out; {why}.\n" for side, why in row["left_out"].items()]
+            for why in dict.fromkeys(row["left_out"].values()):
+                sides_out = ", ".join(side for side, reason in row["left_out"].items() if reason == why)
+                notes.append(f"- {row['preset']}, left out: {sides_out}; {why}.\n")
         text = (
             "### Training\n\nTokens/s of a whole step: loss, gradients, clipping, AdamW "
             "(`python bench/compare_train.py`); ratios to the faster\nPyTorch side of the same precision.\n\n"
@@ -338,6 +341,27 @@ class Machine:
             ),
         )
 
+    def cache(self) -> str:
+        cases = self.cases("compare_cache")
+        if not cases:
+            return ""
+        return (
+            "### What the KV cache saves\n\nWriting tokens one by one, ours with the cache and ours without it "
+            "(`python bench/compare_cache.py`), tokens/s.\n\n"
+        ) + table(
+            ["model, tokens", "threads", "with cache", "without", "ratio"],
+            (
+                [
+                    f"{row['preset']}, {row['tokens']}",
+                    row["threads"],
+                    f"{row['miaobi, tokens/s']:,.0f}",
+                    f"{row['miaobi, no cache, tokens/s']:,.0f}",
+                    f"{row['ratios']['miaobi, no cache']:.1f}",
+                ]
+                for row in cases
+            ),
+        )
+
     def busy(self) -> str:
         cases = self.cases("busy_machine")
         if not cases:
@@ -365,21 +389,53 @@ def is_skinny(row: Row) -> bool:
     return int(row["shape"].split("x")[0]) < 32
 
 
-def page() -> str:
-    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
-    parts = [INTRODUCTION]
-    for folder in folders:
-        parts += [section for section in Machine(folder).sections() if section]
-    return "\n".join(parts)
+README_TRAIN = {  # the head of the table and what stands under it
+    "README.md": (
+        ["model, batch, threads", "miaobi, tokens/s", "PyTorch, tokens/s", "ratio"],
+        "On {cpu} ({isa}), {processors} processors.",
+    ),
+    "README.zh-CN.md": (
+        ["模型、批次、线程", "妙笔，词元/秒", "PyTorch，词元/秒", "比值"],
+        "测于 {cpu}（{isa}，{processors} 核）。",
+    ),
+}
+
+
+def readme(name: str, machines: Sequence[Machine]) -> str:
+    """A README with the table of training in float32 as the results give it."""
+    head, place = README_TRAIN[name]
+    text = (ROOT / name).read_text("utf-8")
+    filled = ""
+    for machine in machines:
+        rows = []
+        for row in machine.cases("compare_train"):
+            if (best := row["like_for_like"].get("float32")) is not None:
+                speeds = (f"{row['tokens_per_second'][side]:,.0f}" for side in ("miaobi", best["against"]))
+                title = f"{row['preset']}, {row['batch']} x {row['context']}, {row['threads']}"
+                rows.append([title, *speeds, f"{best['ratio']:.2f}"])
+        if rows:
+            filled += table(head, rows) + "\n" + place.format(**machine.files["compare_train"]["head"]) + "\n"
+    before, rest = text.split("<!-- table:train -->\n")
+    return f"{before}<!-- table:train -->\n{filled}<!-- /table:train -->" + rest.split("<!-- /table:train -->")[1]
+
+
+def documents() -> dict[Path, str]:
+    """Everything that the results give, by file."""
+    machines = [Machine(path) for path in sorted(RESULTS.iterdir()) if path.is_dir()]
+    texts = {ROOT / name: readme(name, machines) for name in README_TRAIN}
+    sections = [section for machine in machines for section in machine.sections() if section]
+    return {PAGE: "\n".join([INTRODUCTION, *sections]), **texts}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
-    if not parser.parse_args().check:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text("utf-8") != page():
-        sys.exit("docs/performance.md is not what bench/results gives: run python bench/make_performance_page.py")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where they are out of date")
+    check = parser.parse_args().check
+    for path, text in documents().items():
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text("utf-8") != text:
+            sys.exit(f"{path.name} is not what bench/results gives: run python bench/make_performance_page.py")
 
 
 if __name__ == "__main__":

@@ -115,14 +115,18 @@ class Samples:
         return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "n": len(ordered)}
 
 
-def alternate(sides: Mapping[str, Run], seconds: float) -> dict[str, Samples]:
+def alternate(sides: Mapping[str, Run], seconds: float, *, warm: bool = False) -> dict[str, Samples]:
     """Times of the sides, in turns, for about `seconds` together.
 
-    Each is called once before, and once more untimed in each of its turns. At least 20 samples, unless those would
+    Each is called once before unless all are `warm`, long calls that have been made; a short one is repeated within a
+    sample, and called once more untimed before it. At least 20 samples, unless those would
     take more than twice the time; then at least 5.
     """
     repeats: dict[str, int] = {}
     for name, run in sides.items():
+        repeats[name] = 1
+        if warm:
+            continue
         run()
         start = time.perf_counter()
         run()

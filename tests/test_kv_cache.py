@@ -257,6 +257,7 @@ def test_cache_of_another_model(model: GPT) -> None:
             model.new_cache(capacity)
 
 
+@pytest.mark.usefixtures("builtin_backend")
 def test_packed_weights_give_the_same_bits(model: GPT) -> None:
     ids = tokens(80, seed=3)
     plain = alone(model, ids)
@@ -280,6 +281,7 @@ def test_gradients_drop_packed_weights() -> None:
     assert model.packed_as is None
 
 
+@pytest.mark.usefixtures("builtin_backend")
 def test_bf16_cache_takes_half_and_does_not_depend_on_the_cut(model: GPT) -> None:
     ids = tokens(70, seed=4)
     found = []

@@ -27,7 +27,7 @@ bool is_missing(const char* name) {
   for (const miaobi::KernelTable* table : miaobi::supported_kernels()) {
     if (std::strcmp(table->name, name) == 0) return false;
   }
-  for (const char* known : {"generic", "avx2", "avx512", "neon"}) {
+  for (const char* known : {"generic", "avx2", "avx512", "avx512_bf16", "neon"}) {
     if (std::strcmp(known, name) == 0) return true;
   }
   return false;
