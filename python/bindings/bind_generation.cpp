@@ -38,8 +38,8 @@ struct CacheHandle {
   std::mutex mutex;
 };
 
-FloatArray forward_cached(ModelHandle& h, CacheHandle& c, const std::vector<int64_t>& sequences,
-                          const IntArray& ids, const LongArray& offsets) {
+FloatArray forward_cached(ModelHandle& h, CacheHandle& c, const std::vector<int64_t>& sequences, const IntArray& ids,
+                          const LongArray& offsets) {
   MIAOBI_CHECK(ids.ndim() == 1, "expected flat ids, got ", ids.ndim(), " dimensions");
   check_offsets(offsets, ids.size());
   MIAOBI_CHECK(offsets.size() == static_cast<py::ssize_t>(sequences.size()) + 1, "expected ", sequences.size() + 1,

@@ -198,6 +198,7 @@ class GPT:
         normalizer: typing.SupportsInt | typing.SupportsIndex | None = None,
         label_smoothing: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         z_loss: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        precision: str | None = None,
     ) -> tuple[float, int]:
         """
         Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 __all__ = ["TrainConfig"]
 
