@@ -59,8 +59,8 @@ def main() -> None:
         published = {"published_ratio_of_the_original": PUBLISHED[tokens]} if tokens in PUBLISHED else {}
         case = {"preset": args.preset, "threads": threads, "tokens": tokens}
         report.add(case, samples, **rates, **published)
-    report.finish()
     print_table(report)
+    report.finish()  # its last line is the JSON
 
 
 def print_table(report: bench.Report) -> None:
