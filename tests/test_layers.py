@@ -336,6 +336,29 @@ def test_cache_gives_the_same_bits_in_any_pieces_on_or_off(cuts: list[int], enab
     assert layer.kv_cache_length == LENGTH
 
 
+def test_cache_accounts_for_its_memory() -> None:
+    layer, x = attention_layer(), rows()
+    layer.forward_with_kv_cache(x)
+    assert layer.cache_info() == {"capacity": 0, "used": 0, "bytes": 0}
+    size = 64 * 2 * x.shape[1]  # elements: 64 rows of K and V
+    for dtype, element in (("float32", 4), ("bf16", 2)):
+        layer.enable_kv_cache(capacity=64, dtype=dtype)
+        assert layer.cache_info() == {"capacity": 64, "used": 0, "bytes": element * size}
+        layer.forward_with_kv_cache(x[:1])
+        assert layer.cache_info() == {"capacity": 64, "used": 32, "bytes": element * size}
+
+
+def test_bf16_cache_rounds_keys_and_values() -> None:
+    layer, x = attention_layer(), rows()
+    layer.enable_kv_cache(dtype="bf16")
+    rounded, exact = in_pieces(layer, x, CUTS["one by one"]), layer.forward(x)
+    assert np.any(rounded != exact)
+    # Weights of a softmax sum to 1, so a value's relative error of 2^-9 stays one; that of the scores adds as much.
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=2**-7 * np.abs(exact).max())
+    with pytest.raises(ValueError, match="float32"):
+        layer.enable_kv_cache(dtype="fp8")
+
+
 def test_cache_is_cleared() -> None:
     layer, x = attention_layer(), rows()
     for change in (layer.enable_kv_cache, layer.disable_kv_cache):

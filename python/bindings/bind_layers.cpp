@@ -117,14 +117,15 @@ class AttentionHandle final : public LayerHandle {
           return std::make_unique<SelfAttention>(arena, dim, heads, 1e-5f, SelfAttention::Names{});
         }) {}
 
-  void enable_kv_cache(std::optional<int64_t> capacity, std::optional<int64_t> window) {
+  void enable_kv_cache(std::optional<int64_t> capacity, std::optional<int64_t> window, const std::string& dtype) {
+    const WeightType type = weight_type(dtype);
     MIAOBI_CHECK(!capacity || *capacity > 0, "[kv_cache] expected a positive capacity, got ", *capacity);
     MIAOBI_CHECK(!window || *window > 0, "[kv_cache] expected a positive window, got ", *window);
     const int64_t tokens = capacity.value_or(window.value_or(kDefaultCapacity)), rows = window.value_or(tokens);
     MIAOBI_CHECK(rows <= tokens, "[kv_cache] expected a window of at most the capacity, ", tokens, ", got ", rows);
     const std::lock_guard<std::mutex> lock(mutex_);
     window_ = rows;
-    cache_.emplace(1, attention().heads(), attention().head_size(), tokens);
+    cache_.emplace(1, attention().heads(), attention().head_size(), tokens, type);
     history_.clear();
     sequence_ = cache_->add_sequence();
   }
@@ -145,6 +146,12 @@ class AttentionHandle final : public LayerHandle {
   int64_t kv_cache_length() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return cache_ ? cache_->length(sequence_) : history_rows();
+  }
+
+  py::typing::Dict<py::str, int64_t> cache_info() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return cache_ ? py::dict("capacity"_a = cache_->capacity(), "used"_a = cache_->used(), "bytes"_a = cache_->bytes())
+                  : py::dict("capacity"_a = 0, "used"_a = 0, "bytes"_a = 0);
   }
 
   // New rows x (n, C) after those of earlier calls -> their outputs (n, C).
@@ -304,10 +311,12 @@ void register_layers(py::module_& m) {
   py::class_<AttentionHandle, LayerHandle>(m, "SelfAttention", "Causal multi-head self-attention.")
       .def(py::init<int64_t, int64_t, uint64_t>(), "embedding_dim"_a, "num_heads"_a = 8, "seed"_a = 0)
       .def("enable_kv_cache", &AttentionHandle::enable_kv_cache, "capacity"_a = py::none(), "window"_a = py::none(),
+           "dtype"_a = "float32",
            "Keeps keys and values of up to `capacity` tokens (default: the window, or 2048); `window` bounds how\n"
            "many past rows a row attends to: when it is full, its newer half is run again.")
       .def("disable_kv_cache", &AttentionHandle::disable_kv_cache, "Back to full recomputation, from an empty past.")
       .def("clear_kv_cache", &AttentionHandle::clear_kv_cache, "Forgets all past rows.")
+      .def("cache_info", &AttentionHandle::cache_info, "capacity and used in rows, bytes of the cache; 0 when off.")
       .def("forward_with_kv_cache", &AttentionHandle::forward_with_kv_cache, "x"_a.noconvert(),
            "Outputs (n, C) of new rows x (n, C), one or many, after those of earlier calls; without the cache\n"
            "all rows are computed again, with equal results.")

@@ -121,6 +121,10 @@ class SelfAttention(Layer):
         num_heads: typing.SupportsInt | typing.SupportsIndex = 8,
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
+    def cache_info(self) -> dict[str, int]:
+        """
+        capacity and used in rows, bytes of the cache; 0 when off.
+        """
     def clear_kv_cache(self) -> None:
         """
         Forgets all past rows.
@@ -133,6 +137,7 @@ class SelfAttention(Layer):
         self,
         capacity: typing.SupportsInt | typing.SupportsIndex | None = None,
         window: typing.SupportsInt | typing.SupportsIndex | None = None,
+        dtype: str = "float32",
     ) -> None:
         """
         Keeps keys and values of up to `capacity` tokens (default: the window, or 2048); `window` bounds how

@@ -142,13 +142,15 @@ class SelfAttention(Layer):
     def __init__(self, embedding_dim: int, num_heads: int = 8, *, seed: int = 0) -> None:
         super().__init__(_core.SelfAttention(embedding_dim, num_heads, seed))
 
-    def enable_kv_cache(self, capacity: int | None = None, window: int | None = None) -> None:
+    def enable_kv_cache(
+        self, capacity: int | None = None, window: int | None = None, *, dtype: str = "float32"
+    ) -> None:
         """Keep keys and values of past rows: `capacity` of them (default: the window, or 2048).
 
         A row attends to at most `window` past rows. When the window is full its newer half is run again, which
-        costs one extra row for each row in the long run.
+        costs one extra row for each row in the long run. With `dtype` "bf16" the cache is half as large, and rounded.
         """
-        self._core.enable_kv_cache(capacity, window)
+        self._core.enable_kv_cache(capacity, window, dtype)
 
     def disable_kv_cache(self) -> None:
         """Compute all rows again at every call, from an empty past."""
@@ -157,6 +159,10 @@ class SelfAttention(Layer):
     def clear_kv_cache(self) -> None:
         """Forget all past rows."""
         self._core.clear_kv_cache()
+
+    def cache_info(self) -> dict[str, int]:
+        """Capacity and use of the cache in rows, both in whole blocks of 32, and its bytes; zeros when it is off."""
+        return dict(self._core.cache_info())
 
     def forward_with_kv_cache(self, x: npt.ArrayLike) -> Array:
         """Outputs (n, C) of new rows x (n, C), n >= 1, after those of earlier calls.
