@@ -18,8 +18,8 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 constexpr int64_t kSerialWork = 1 << 15;
 
 struct Blocking {
-  int64_t kc;  // depth: a panel of B, kc x nr, takes half of L1 and stays there while tiles go down A
-  int64_t mc;  // rows: a block of A, mc x kc, takes half of L2
+  int64_t kc;  // depth: a panel of A, mr x kc, stays in L1 while tiles go along B
+  int64_t mc;  // rows: a block of A, mc x kc, takes up to three quarters of L2 beside a group of panels of B
   int64_t nc;  // columns: a block of B, kc x nc, takes at most a quarter of L3, or 8 MB
 };
 
@@ -27,8 +27,8 @@ Blocking blocking_for(const KernelTable& table) {
   const CacheSizes& cache = cache_sizes();
   Blocking b;
   // Not below 256: each block of depth loads and stores C once more.
-  b.kc = std::clamp<int64_t>(cache.l1 / (table.nr * 4) / 8 * 8, 256, 512);
-  b.mc = std::max<int64_t>(table.mr, cache.l2 / 2 / (b.kc * 4) / table.mr * table.mr);
+  b.kc = std::clamp<int64_t>(cache.l1 / (table.nr * 4) / 8 * 8, 256, 384);
+  b.mc = std::max<int64_t>(table.mr, cache.l2 / 4 * 3 / (b.kc * 4) / table.mr * table.mr);
   b.nc = std::max<int64_t>(table.nr, std::min<int64_t>(cache.l3 / 4, 8 << 20) / (b.kc * 4) / table.nr * table.nr);
   return b;
 }

@@ -16,12 +16,8 @@ MIAOBI_INLINE Vec load_right(const float* p, bool masked, int64_t n) {
 }
 MIAOBI_INLINE Vec load_right(const uint16_t* p, bool, int64_t) { return Vec::load_bf16(p); }
 
-// Rows x Vectors accumulators, one chain each. Vector v of the tile lies in panel v / 2. With kMasked the
-// last vector has only `tail` columns.
-template <class Right, int Rows, int Vectors, bool kMasked>
-void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b, int64_t b_panel,
-          int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
-  Vec acc[Rows][Vectors];
+template <bool kMasked, int Rows, int Vectors>
+MIAOBI_INLINE void load_tile(Vec (&acc)[Rows][Vectors], const float* c, int64_t ldc, bool load_c, int64_t tail) {
   MIAOBI_UNROLL
   for (int r = 0; r < Rows; ++r) {
     MIAOBI_UNROLL
@@ -30,6 +26,31 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Rig
       acc[r][v] = !load_c ? Vec::zero() : (kMasked && v == Vectors - 1) ? Vec::load_n(p, tail) : Vec::load(p);
     }
   }
+}
+
+template <bool kMasked, int Rows, int Vectors>
+MIAOBI_INLINE void store_tile(const Vec (&acc)[Rows][Vectors], float* c, int64_t ldc, int64_t tail) {
+  MIAOBI_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    MIAOBI_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      float* p = c + r * ldc + v * kW;
+      if (kMasked && v == Vectors - 1) {
+        acc[r][v].store_n(p, tail);
+      } else {
+        acc[r][v].store(p);
+      }
+    }
+  }
+}
+
+// Rows x Vectors accumulators, one chain each. Vector v of the tile lies in panel v / 2. With kMasked the
+// last vector has only `tail` columns.
+template <class Right, int Rows, int Vectors, bool kMasked>
+void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b, int64_t b_panel,
+          int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
+  Vec acc[Rows][Vectors];
+  load_tile<kMasked>(acc, c, ldc, load_c, tail);
   for (int64_t i = 0; i < k; ++i) {
     const auto right = [&](int v) {
       return load_right(b + (v / 2) * b_panel + (v % 2) * kW, kMasked && v == Vectors - 1, tail);
@@ -52,18 +73,7 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Rig
     a += a_stride;
     b += b_stride;
   }
-  MIAOBI_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    MIAOBI_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      float* p = c + r * ldc + v * kW;
-      if (kMasked && v == Vectors - 1) {
-        acc[r][v].store_n(p, tail);
-      } else {
-        acc[r][v].store(p);
-      }
-    }
-  }
+  store_tile<kMasked>(acc, c, ldc, tail);
 }
 
 template <class Right>
@@ -139,36 +149,46 @@ inline void apply_epilogue(const Epilogue& e, int64_t rows, int64_t col0, int64_
   }
 }
 
+// Columns of C that the rows pass over together. A tile's rows of C then lie side by side with its neighbour's, in runs
+// of 512 bytes, where each on its own would be a cache line of another page; the panels of B for them stay in L2.
+constexpr int64_t kGroup = 128 / kNr;
+
 template <class Right>
 inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const Right* right, const Panels& b, float* c,
                        int64_t ldc, bool load_c, const Epilogue* epilogue) {
   const TileSet<Right>* tiles = CountTo<Right, kMr>::kSets;
   const int64_t height = a.height > 0 ? a.height : kMr;
+  const auto panel_of = [&](int64_t j) { return right + (j / kNr) * b.panel_stride; };
+  // Several panels in one tile only where the rows are all there are: they must suit every row.
+  const TileSet<Right>& only = tiles[(m < height ? m : height) - 1];
   for (int64_t j = 0; j < n;) {
-    const Right* bp = right + (j / kNr) * b.panel_stride;
-    // Several panels only where the rows are all there are: they must suit every row.
-    const TileSet<Right>& only = tiles[(m < height ? m : height) - 1];
-    int64_t panels = 1;
-    if (m <= height && only.two_panels && n - j >= 2 * kNr) panels = 2;
-    if (m <= height && only.many && n - j >= only.many_panels * kNr) panels = only.many_panels;
+    int64_t together = 1;
+    if (m <= height && only.two_panels && n - j >= 2 * kNr) together = 2;
+    if (m <= height && only.many && n - j >= only.many_panels * kNr) together = only.many_panels;
+    const int64_t panels = m <= height ? together : kGroup;
     const int64_t cols = n - j < panels * kNr ? n - j : panels * kNr;
     for (int64_t i = 0; i < m; i += height) {
       const int64_t rows = m - i < height ? m - i : height;
       const TileSet<Right>& t = tiles[rows - 1];
       const float* ap = a.data + (i / height) * a.panel_stride;
-      float* cp = c + i * ldc + j;
-      // The part of C that the next tile starts from and ends in would otherwise be waited for with empty pipelines.
-      for (int64_t r = i + rows; r < i + rows + height && r < m; ++r) {
-        for (int64_t v = 0; v < cols; v += kLine) MIAOBI_PREFETCH(c + r * ldc + j + v);
+      float* row = c + i * ldc;
+      if (together > 1) {
+        const TileFn<Right> f = together == 2 ? t.two_panels : t.many;
+        f(k, ap, a.k_stride, panel_of(j), b.panel_stride, b.k_stride, row + j, ldc, load_c, 0);
+        continue;
       }
-      if (panels > 1) {
-        const TileFn<Right> f = panels == 2 ? t.two_panels : t.many;
-        f(k, ap, a.k_stride, bp, b.panel_stride, b.k_stride, cp, ldc, load_c, 0);
-      } else {
-        const int64_t vectors = (cols + kW - 1) / kW;
-        const int64_t tail = cols - (vectors - 1) * kW;
+      for (int64_t p = j; p < j + cols; p += kNr) {
+        // The part of C that the next tile starts from and ends in would otherwise be waited for with empty pipelines.
+        const bool end = p + kNr >= j + cols;
+        const float* next = end ? row + height * ldc + j : row + p + kNr;
+        const int64_t left = m - i - height, next_rows = !end ? rows : left < height ? left : height;
+        for (int64_t r = 0; r < next_rows; ++r) {
+          for (int64_t v = 0; v < kNr; v += kLine) MIAOBI_PREFETCH(next + r * ldc + v);
+        }
+        const int64_t width = j + cols - p < kNr ? j + cols - p : kNr, vectors = (width + kW - 1) / kW;
+        const int64_t tail = width - (vectors - 1) * kW;
         const TileFn<Right> f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
-        f(k, ap, a.k_stride, bp, b.panel_stride, b.k_stride, cp, ldc, load_c, tail);
+        f(k, ap, a.k_stride, panel_of(p), b.panel_stride, b.k_stride, row + p, ldc, load_c, tail);
       }
     }
     if (epilogue) apply_epilogue(*epilogue, m, j, cols, c + j, ldc);

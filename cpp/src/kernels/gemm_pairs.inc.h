@@ -11,14 +11,7 @@ template <int Rows, int Vectors, bool kMasked>
 void pair_tile(int64_t pairs, const uint32_t* MIAOBI_RESTRICT a, int64_t height, const uint32_t* MIAOBI_RESTRICT b,
                float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
   Vec acc[Rows][Vectors];
-  MIAOBI_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    MIAOBI_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      const float* p = c + r * ldc + v * kW;
-      acc[r][v] = !load_c ? Vec::zero() : (kMasked && v == Vectors - 1) ? Vec::load_n(p, tail) : Vec::load(p);
-    }
-  }
+  load_tile<kMasked>(acc, c, ldc, load_c, tail);
   for (int64_t i = 0; i < pairs; ++i) {
     Pairs bv[Vectors];
     MIAOBI_UNROLL
@@ -32,18 +25,7 @@ void pair_tile(int64_t pairs, const uint32_t* MIAOBI_RESTRICT a, int64_t height,
     a += height;
     b += kNr;
   }
-  MIAOBI_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    MIAOBI_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      float* p = c + r * ldc + v * kW;
-      if (kMasked && v == Vectors - 1) {
-        acc[r][v].store_n(p, tail);
-      } else {
-        acc[r][v].store(p);
-      }
-    }
-  }
+  store_tile<kMasked>(acc, c, ldc, tail);
 }
 
 using PairTileFn = void (*)(int64_t, const uint32_t*, int64_t, const uint32_t*, float*, int64_t, bool, int64_t);
