@@ -150,7 +150,8 @@ class SelfAttention final : public Layer {
   void initialize_scaled(float output_std, uint64_t seed, uint64_t stream);
   void forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) override;
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
-  // Rows of x continue the cached sequences as `step` says; their keys and values are appended first.
+  // Rows of x continue the cached sequences as `step` says; their keys and values are appended first. y has a row for
+  // each of x, or only for the last one of each sequence.
   void forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
                       Workspace& workspace) const;
   void pack(WeightType type);

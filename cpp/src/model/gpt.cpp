@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 
 #include "miaobi/check.h"
@@ -176,14 +175,12 @@ void GPT::forward_cached(KVCache& cache, const int64_t* cached, const int32_t* i
   const KVCache::Step step{cached, starts, batch.ragged};
   const int64_t tokens = batch.ragged.tokens();
   Mat x = workspace.mat(tokens, config_.n_embd), y = workspace.mat(tokens, config_.n_embd);
+  const Mat last = workspace.mat(sequences, config_.n_embd);
   embedding_forward(batch.ids, batch.positions, wte_->value_mat(), wpe_->value_mat(), x);
   for (size_t l = 0; l < blocks_.size(); ++l) {
+    if (l + 1 == blocks_.size()) y = last;  // of the other rows only keys and values are wanted
     blocks_[l]->forward_cached(x, cache, step, static_cast<int64_t>(l), y, workspace);
     std::swap(x, y);
-  }
-  const Mat last = workspace.mat(sequences, config_.n_embd);
-  for (int64_t s = 0; s < sequences; ++s) {
-    std::memcpy(last.row(s), x.row(offsets[s + 1] - 1), static_cast<size_t>(config_.n_embd) * sizeof(float));
   }
   final_norm_->infer(last, last, workspace);
   if (is_packed()) {

@@ -35,6 +35,26 @@ void start_residual(ConstMat dy, Mat dx) {
   }
 }
 
+// The last row of each sequence of a step, as a step and of a matrix.
+KVCache::Step last_rows(const KVCache::Step& step, Workspace& workspace) {
+  const int64_t sequences = step.batch.sequences;
+  auto* starts = static_cast<int64_t*>(workspace.bytes((2 * sequences + 1) * static_cast<int64_t>(sizeof(int64_t))));
+  int64_t* offsets = starts + sequences;
+  for (int64_t s = 0; s <= sequences; ++s) offsets[s] = s;
+  for (int64_t s = 0; s < sequences; ++s) {
+    starts[s] = step.starts[s] + step.batch.offsets[s + 1] - step.batch.offsets[s] - 1;
+  }
+  return {step.sequences, starts, {offsets, sequences, 1}};
+}
+
+ConstMat last_rows(ConstMat x, const KVCache::Step& step, Workspace& workspace) {
+  const Mat last = workspace.mat(step.batch.sequences, x.cols);
+  for (int64_t s = 0; s < last.rows; ++s) {
+    std::memcpy(last.row(s), x.row(step.batch.offsets[s + 1] - 1), static_cast<size_t>(x.cols) * sizeof(float));
+  }
+  return last;
+}
+
 }  // namespace
 
 SelfAttention::SelfAttention(ParameterArena& arena, int64_t dim, int64_t heads, float eps, const Names& names)
@@ -86,14 +106,21 @@ void SelfAttention::backward(ConstMat dy, Mat dx, Workspace& workspace) {
 void SelfAttention::forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
                                    Workspace& workspace) const {
   const Workspace::Mark mark(workspace);
-  const Mat qkv = workspace.mat(x.rows, 3 * dim_), o = workspace.mat(x.rows, dim_);
+  const Mat qkv = workspace.mat(x.rows, 3 * dim_), o = workspace.mat(y.rows, dim_);
   if (norm_qkv_) {
     norm_qkv_->infer(x, qkv, workspace);
   } else {
     plain_qkv_->infer(x, {}, qkv);
   }
   cache.write(layer, step, qkv.col_block(dim_, dim_), qkv.col_block(2 * dim_, dim_));
-  cache.attend(layer, step, qkv.col_block(0, dim_), o);
+  KVCache::Step queries = step;
+  ConstMat q = qkv.col_block(0, dim_);
+  if (y.rows != x.rows) {
+    queries = last_rows(step, workspace);
+    q = last_rows(q, step, workspace);
+    x = last_rows(x, step, workspace);
+  }
+  cache.attend(layer, queries, q, o);
   output_.infer(o, norm_qkv_ ? x : ConstMat{}, y);
 }
 
@@ -194,7 +221,7 @@ void TransformerBlock::backward(ConstMat dy, Mat dx, Workspace& workspace) {
 void TransformerBlock::forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
                                       Workspace& workspace) const {
   const Workspace::Mark mark(workspace);
-  const Mat middle = workspace.mat(x.rows, x.cols);
+  const Mat middle = workspace.mat(y.rows, x.cols);
   attention_.forward_cached(x, cache, step, layer, middle, workspace);
   feed_forward_.infer(middle, y, workspace);
 }
