@@ -77,8 +77,40 @@ def feed_forward(x: Array, p: Parameters, activation: str = "gelu") -> Array:
     return ACTIVATIONS[activation](x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
 
 
-def block(x: Array, p: Parameters, heads: int, activation: str = "gelu", eps: float = 1e-5, at: str = "") -> Array:
-    """Pre-LN block under GPT-2's names, which start with `at`."""
+def dropout_factors(rows: int, cols: int, dropout: miaobi.Dropout, place: int) -> Array:
+    """What the mask multiplies by: 16 bits of Philox 4x32-10 (Salmon et al. 2011), as dropout_mask.h numbers them."""
+    threshold = min(max(round(dropout.rate * 65536), 1), 65535)
+    stream = 1 << 63 | dropout.step << 18 | place
+    low, blocks = np.uint64(0xFFFFFFFF), -(-cols // 8)
+    words = [
+        np.tile(np.arange(blocks, dtype=np.uint64), (rows, 1)),
+        np.tile(dropout.first_row + np.arange(rows, dtype=np.uint64)[:, None], (1, blocks)),
+        np.full((rows, blocks), stream % 2**32, np.uint64),
+        np.full((rows, blocks), stream >> 32, np.uint64),
+    ]
+    keys = [dropout.seed % 2**32, dropout.seed >> 32]
+    for _ in range(10):
+        a, b = words[0] * np.uint64(0xD2511F53), words[2] * np.uint64(0xCD9E8D57)
+        words = [(b >> 32) ^ words[1] ^ np.uint64(keys[0]), b & low, (a >> 32) ^ words[3] ^ np.uint64(keys[1]), a & low]
+        keys = [(keys[0] + 0x9E3779B9) % 2**32, (keys[1] + 0xBB67AE85) % 2**32]
+    numbers = np.stack([half for word in words for half in (word & np.uint64(0xFFFF), word >> np.uint64(16))], -1)
+    return np.where(numbers.reshape(rows, -1)[:, :cols] < threshold, 0, 65536 / (65536 - threshold))
+
+
+def no_dropout(x: Array, place: int) -> Array:
+    return x
+
+
+def block(
+    x: Array,
+    p: Parameters,
+    heads: int,
+    activation: str = "gelu",
+    eps: float = 1e-5,
+    at: str = "",
+    drop: Callable[[Array, int], Array] = no_dropout,
+) -> Array:
+    """Pre-LN block under GPT-2's names, which start with `at`; `drop` is asked for places 1 and 2."""
 
     def part(**names: str) -> dict[str, Array]:
         return {short: p[f"{at}{name}.{'bias' if short[0] == 'b' else 'weight'}"] for short, name in names.items()}
@@ -88,16 +120,28 @@ def block(x: Array, p: Parameters, heads: int, activation: str = "gelu", eps: fl
 
     attn = part(w_qkv="attn.c_attn", b_qkv="attn.c_attn", w_o="attn.c_proj", b_o="attn.c_proj")
     mlp = part(w1="mlp.c_fc", b1="mlp.c_fc", w2="mlp.c_proj", b2="mlp.c_proj")
-    x = x + self_attention(norm(x, "ln_1"), attn, heads)
-    return x + feed_forward(norm(x, "ln_2"), mlp, activation)
+    x = x + drop(self_attention(norm(x, "ln_1"), attn, heads), 1)
+    return x + drop(feed_forward(norm(x, "ln_2"), mlp, activation), 2)
 
 
-def gpt(ids: Any, p: Parameters, config: Any) -> Array:
+def gpt(ids: Any, p: Parameters, config: Any, dropout: miaobi.Dropout | None = None) -> Array:
     """Logits (..., T, V) of ids (..., T) for a GPTConfig."""
     ids = np.asarray(ids)
-    x = p["transformer.wte.weight"][ids] + p["transformer.wpe.weight"][: ids.shape[-1]]
+
+    def drop(x: Array, place: int) -> Array:
+        return x if dropout is None else x * dropout_factors(ids.size, x.shape[-1], dropout, place).reshape(x.shape)
+
+    x = drop(p["transformer.wte.weight"][ids] + p["transformer.wpe.weight"][: ids.shape[-1]], 0)
     for layer in range(config.n_layer):
-        x = block(x, p, config.n_head, config.activation_function, config.layer_norm_epsilon, f"transformer.h.{layer}.")
+        x = block(
+            x,
+            p,
+            config.n_head,
+            config.activation_function,
+            config.layer_norm_epsilon,
+            f"transformer.h.{layer}.",
+            lambda y, place, layer=layer: drop(y, 2 * layer + place),
+        )
     x = layer_norm(x, p["transformer.ln_f.weight"], p["transformer.ln_f.bias"], config.layer_norm_epsilon)
     return x @ p.get("lm_head.weight", p["transformer.wte.weight"]).T
 

@@ -290,7 +290,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, miaobi: Miaobi) -> 
     assert "--from, or" in miaobi.refused("train", path, *out, "--from", tmp_path, "--preset", "nano")
     assert "expected a model folder" in miaobi.refused("train", path, *out, "--from", tmp_path / "none")
     assert "freeze" in miaobi.refused("train", path, *out, "--freeze", "wte", *SMALL)
-    assert "dropout" in miaobi.refused("train", path, *out, "--dropout", 0.1)
+    assert "dropout" in miaobi.refused("train", path, *out, "--dropout", 1)
     assert "early_stopping" in miaobi.refused("train", path, *out, "--early-stopping", 2, "--val-fraction", 0, *SMALL)
     assert not (tmp_path / "out").exists()
 

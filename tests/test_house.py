@@ -38,10 +38,10 @@ def files(*folders: str, suffixes: tuple[str, ...]) -> list[Path]:
 LEVELS = ("runtime", "kernels", "gemm", "ops", "nn", "model")
 STAND_ON_RUNTIME = ("io", "text")
 PUBLIC_HEADERS = {
-    "runtime": "check cpu mat memory rng threads",
-    "kernels": "gemm_types",
+    "runtime": "check cpu mat memory philox rng threads",
+    "kernels": "dropout_mask gemm_types",
     "gemm": "gemm",
-    "ops": "attention cross_entropy elementwise embedding layer_norm linear",
+    "ops": "attention cross_entropy dropout elementwise embedding layer_norm linear",
     "nn": "kv_cache layers parameters",
     "model": "adamw gpt sampler",
     "io": "mapped_file safetensors",
@@ -50,7 +50,7 @@ PUBLIC_HEADERS = {
 LEVEL_OF_HEADER = {f"miaobi/{name}.h": level for level, names in PUBLIC_HEADERS.items() for name in names.split()}
 # What the files compiled for one instruction set may use: no inline function of the standard library may come from
 # there, for the linker could take it for every machine.
-PLAIN_HEADERS = {"miaobi/mat.h", "miaobi/gemm_types.h"}
+PLAIN_HEADERS = {f"miaobi/{name}.h" for name in ("dropout_mask", "gemm_types", "mat", "philox")}
 INTRINSICS = {"cstddef", "cstdint", "immintrin.h", "arm_neon.h"}
 
 

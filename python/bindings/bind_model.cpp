@@ -115,7 +115,8 @@ void backward(ModelHandle& h) {
 py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray& ids, const IntArray& targets,
                                                  const LongArray& offsets, std::optional<int64_t> normalizer,
                                                  float label_smoothing, float z_loss,
-                                                 const std::optional<std::string>& precision) {
+                                                 const std::optional<std::string>& precision, float dropout,
+                                                 uint64_t dropout_seed, int64_t dropout_step, int64_t first_row) {
   check_batch(ids, targets, offsets);
   MIAOBI_CHECK(label_smoothing >= 0 && label_smoothing < 1, "expected label_smoothing in [0, 1), got ",
                label_smoothing);
@@ -131,7 +132,8 @@ py::typing::Tuple<double, int64_t> loss_backward(ModelHandle& h, const IntArray&
     h.unpack();
     float* losses = h.losses.reserve(ids.size());
     h.model.loss_backward(ids.data(), targets.data(), offsets.data(), offsets.size() - 1,
-                          n > 0 ? 1.0f / static_cast<float>(n) : 0.0f, losses, {label_smoothing, z_loss});
+                          n > 0 ? 1.0f / static_cast<float>(n) : 0.0f, losses, {label_smoothing, z_loss},
+                          {dropout, dropout_seed, dropout_step, first_row});
     t = total(losses, targets.data(), ids.size());
   }
   return py::make_tuple(t.sum, t.count);
@@ -186,6 +188,7 @@ void register_model(py::module_& m) {
       .def("backward", backward, "Gradients of the mean of the last token_losses accumulate.")
       .def("loss_backward", loss_backward, "ids"_a.noconvert(), "targets"_a.noconvert(), "offsets"_a.noconvert(),
            "normalizer"_a = py::none(), "label_smoothing"_a = 0.0f, "z_loss"_a = 0.0f, "precision"_a = py::none(),
+           "dropout"_a = 0.0f, "dropout_seed"_a = 0, "dropout_step"_a = 0, "first_row"_a = 0,
            "Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).")
       .def(
           "pack",

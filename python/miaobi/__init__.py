@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from miaobi.llm import LLM
     from miaobi.lru_cache import get_cache_hit_rate, reset_cache_stats
-    from miaobi.model import GPT, AdamW, GPTConfig
+    from miaobi.model import GPT, AdamW, Dropout, GPTConfig
     from miaobi.segmenter import Segmenter, segment, segment_batch
     from miaobi.tokenizer import JiebaTokenizer
     from miaobi.train_config import TrainConfig
@@ -50,7 +50,7 @@ _HOMES = {
     "layers": ("FeedForward FusedGELULinear FusedLayerNormLinear LayerNorm Linear SelfAttention TransformerBlock"),
     "llm": "LLM",
     "lru_cache": "get_cache_hit_rate reset_cache_stats",
-    "model": "AdamW GPT GPTConfig",
+    "model": "AdamW Dropout GPT GPTConfig",
     "segmenter": "Segmenter segment segment_batch",
     "tokenizer": "JiebaTokenizer",
     "train_config": "TrainConfig",
@@ -63,6 +63,7 @@ __all__ = [
     "GPT",
     "LLM",
     "AdamW",
+    "Dropout",
     "FeedForward",
     "FormatError",
     "FusedGELULinear",

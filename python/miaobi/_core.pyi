@@ -204,6 +204,10 @@ class GPT:
         label_smoothing: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         z_loss: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         precision: str | None = None,
+        dropout: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dropout_seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        dropout_step: typing.SupportsInt | typing.SupportsIndex = 0,
+        first_row: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> tuple[float, int]:
         """
         Forward and backward in one pass: gradients of sum / normalizer accumulate; (sum, count).

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -210,7 +210,7 @@ def load_checkpoint(folder: Path, model: GPT, tokenizer: JiebaTokenizer, optimiz
             f"{folder}: the checkpoint has another tokenizer; load it with JiebaTokenizer.load({str(folder)!r})"
         )
     saved = GPT.from_pretrained(folder)
-    if saved.config != model.config:
+    if replace(saved.config, dropout=model.config.dropout) != model.config:  # a run may go on with another rate
         raise ValueError(f"{folder}: the checkpoint is of another model: expected {model.config}, got {saved.config}")
     path = folder / _OPTIMIZER_FILE
     moments = _core.SafetensorsFile(str(path))

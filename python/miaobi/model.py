@@ -20,7 +20,7 @@ from miaobi._arrays import as_ids, as_offsets
 from miaobi.errors import FormatError
 from miaobi.files import write_atomic
 
-__all__ = ["CONFIG_FILE", "GPT", "WEIGHTS_FILE", "AdamW", "GPTConfig", "KVCache", "read_config"]
+__all__ = ["CONFIG_FILE", "GPT", "WEIGHTS_FILE", "AdamW", "Dropout", "GPTConfig", "KVCache", "read_config"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -35,7 +35,8 @@ KVCache = _core.KVCache
 class GPTConfig:
     """The shape of a model, in the field names of Hugging Face's GPT-2. ValueError names a field out of range.
 
-    ``dropout`` is kept for the file format and must be 0: the engine trains without it.
+    ``dropout`` is the rate that a `Trainer` trains with. In ``config.json`` it is ``resid_pdrop`` and ``embd_pdrop``;
+    where a file has two, the first counts. ``attn_pdrop`` is 0, whatever a file says (see `Dropout`).
     """
 
     vocab_size: int
@@ -66,8 +67,8 @@ class GPTConfig:
             raise ValueError(f"expected layer_norm_epsilon > 0, got {epsilon!r}")
         if not isinstance(self.tie_word_embeddings, bool):
             raise ValueError(f"expected tie_word_embeddings to be true or false, got {self.tie_word_embeddings!r}")
-        if self.dropout != 0.0:
-            raise ValueError(f"expected dropout 0.0, got {self.dropout!r}: the engine trains without dropout")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"expected dropout to be a number from 0 to under 1, got {self.dropout!r}")
 
     @property
     def inner_size(self) -> int:
@@ -82,7 +83,24 @@ class GPTConfig:
         missing = [name for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head") if name not in values]
         if missing:
             raise ValueError(f"expected the fields of a GPT-2 config, {', '.join(missing)} missing")
-        return cls(**values)
+        return cls(**values, dropout=data.get("resid_pdrop", 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """What one training step drops (Srivastava et al. 2014): about `rate` of the elements, the others scaled up.
+
+    As in GPT-2, it is on the sum of the embeddings and on what each attention and feed-forward layer adds to the
+    residual stream. Not on attention's probabilities: that mask would be the largest by far, T numbers for each token
+    and head. The mask follows from `seed`, `step`, place, row of the batch and channel, so the number of threads does
+    not matter, and a step that is made again drops the same. The same text at another row is dropped otherwise.
+    `first_row`: rows of the batch in calls before this one, where a batch is computed in parts.
+    """
+
+    rate: float
+    seed: int
+    step: int
+    first_row: int = 0
 
 
 class GPT:
@@ -181,17 +199,29 @@ class GPT:
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         precision: str | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[float, int]:
         """Forward and backward in one pass, cheaper than ``loss`` then ``backward``: (sum of losses, count).
 
         The gradients of sum / normalizer accumulate; the default normalizer is count. To spread a big batch over
         several calls, give each the count of all of them. Label smoothing (Szegedy et al. 2016) and z-loss (Chowdhery
         et al. 2022) are in the gradients alone: the sum stays that of the text. `precision` is that of the matrix
-        products, "float32" or "bf16"; by default what `set_matmul_precision` says.
+        products, "float32" or "bf16"; by default what `set_matmul_precision` says. Elements are dropped if
+        `dropout` is given, whatever the config says; in no other method.
         """
         flat, bounds, shape = self._flatten(ids, offsets)
+        drop = (
+            {}
+            if dropout is None
+            else {
+                "dropout": dropout.rate,
+                "dropout_seed": dropout.seed,
+                "dropout_step": dropout.step,
+                "first_row": dropout.first_row,
+            }
+        )
         return self._core.loss_backward(
-            flat, self._flatten_targets(targets, shape), bounds, normalizer, label_smoothing, z_loss, precision
+            flat, self._flatten_targets(targets, shape), bounds, normalizer, label_smoothing, z_loss, precision, **drop
         )
 
     # --- parameters -----------------------------------------------------------------------------------------------
@@ -281,8 +311,8 @@ class GPT:
             "model_type": "gpt2",
             **values,
             "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
+            "embd_pdrop": self.config.dropout,
+            "resid_pdrop": self.config.dropout,
             "torch_dtype": "float32",
             **(extra_config or {}),
         }

@@ -30,7 +30,8 @@ class TrainConfig:
                            is usual. Neither is in the losses that are reported.
     precision:             of the matrix products: "bf16" rounds their operands to bfloat16 and is faster where the
                            machine has instructions for it (AVX-512 BF16); sums, weights and moments stay float32.
-    dropout:               must be 0: the engine trains without.
+    dropout:               share of the elements that a step leaves out of the embeddings and of what each attention and
+                           feed-forward layer gives, 0 to under 1; None for that of the model's config, 0 if new.
     max_grad_norm:         the gradient of all parameters together is scaled down to this length; None for no limit.
     evaluations:           how often to validate, at equal distances, the end included; `eval_every` steps instead if
                            given. At each the run is saved, and a sample is written from each of `sample_prompts`.
@@ -59,7 +60,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     precision: Literal["float32", "bf16"] = "float32"
-    dropout: float = 0.0
+    dropout: float | None = None
     betas: tuple[float, float] = (0.9, 0.99)  # a batch has few tokens: 0.95 forgets the rare ones
     epsilon: float = 1e-8
     max_grad_norm: float | None = 1.0
@@ -93,12 +94,9 @@ class TrainConfig:
             self._check_real(name, 0.0, math.inf, open_low=True)
         for name in ("weight_decay", "z_loss"):
             self._check_real(name, 0.0, math.inf)
-        self._check_real("label_smoothing", 0.0, math.nextafter(1.0, 0.0))
+        for name in ("label_smoothing", "dropout"):
+            self._check_real(name, 0.0, math.nextafter(1.0, 0.0))
         self._check_real("mix_ratio", 0.0, math.nextafter(1.0, 0.0), open_low=True)
-        if self.dropout != 0.0:
-            raise ValueError(
-                f"[train] expected dropout to be 0, got {self.dropout!r:.80}: the engine trains without it"
-            )
         for name in ("min_learning_rate_ratio", "warmup"):
             self._check_real(name, 0.0, 1.0)
         betas = tuple(self.betas)
@@ -137,7 +135,7 @@ class TrainConfig:
 
     def _check_real(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
         value = getattr(self, name)
-        if value is None and name in ("epochs", "minutes", "max_grad_norm"):
+        if value is None and name in ("epochs", "minutes", "max_grad_norm", "dropout"):
             return
         fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
         if not fits or not (low < value if open_low else low <= value) or value > high:

@@ -6,11 +6,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
-from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +21,8 @@ from miaobi.checkpoint import TrainState, find_checkpoint, find_good_checkpoint,
 from miaobi.corpus import Document
 from miaobi.llm import LLM
 from miaobi.loss_watch import LossWatch
-from miaobi.model import GPT, AdamW
+from miaobi.model import GPT, AdamW, Dropout
+from miaobi.run_clock import RunClock
 from miaobi.run_folder import CHECKPOINTS, RunFolder
 from miaobi.run_lock import RunLock
 from miaobi.scoring import Score, score_documents
@@ -53,7 +52,6 @@ _log = logging.getLogger(__name__)
 _MAX_SKIPS: Final = 5
 _MAX_ROLLBACKS: Final = 3
 _ROLLBACK_RATE: Final = 0.5  # of the learning rate from there on: the same steps would diverge again
-_SPEED_WINDOW: Final = 30  # steps over which tokens per second is taken
 # What a checkpoint and a run that goes on from it must share, or its place in the data would mean something else.
 _FIXED_FIELDS: Final = ("batch_size", "seed", "mix_ratio")
 
@@ -63,7 +61,8 @@ class Trainer:
 
     With `out_dir`, that folder holds the model, `checkpoints/last` and `checkpoints/best` to go on from, and
     `train_log.jsonl`; without, nothing is written. `listener` is called with each `TrainEvent`. `data_info`, what the
-    data are, goes into the manifest of each checkpoint; `chat_template` is saved with the model.
+    data are, goes into the manifest of each checkpoint; `chat_template` is saved with the model. The
+    model's config takes over `TrainConfig.dropout`, if that is given.
     """
 
     def __init__(
@@ -78,6 +77,8 @@ class Trainer:
         chat_template: ChatTemplate | None = None,
     ) -> None:
         config = config or TrainConfig()
+        if config.dropout is not None:
+            model.config = replace(model.config, dropout=config.dropout)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ValueError(
                 f"[train] the tokenizer has {tokenizer.vocab_size} tokens, the model has {model.config.vocab_size}; "
@@ -104,9 +105,7 @@ class Trainer:
         self._stop = False
         self._skips = 0
         self._watch = LossWatch()
-        self._speed: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
-        self._total_steps: int | None = None
-        self._clock = self._saved_at = 0.0
+        self._clock = RunClock(config, None, 0.0)
 
     def resume(self, checkpoint_dir: str | os.PathLike[str]) -> Trainer:
         """Restores a checkpoint, so that `fit` goes on from it as if the run had never ended; returns the trainer.
@@ -167,7 +166,7 @@ class Trainer:
         self._prepare((data, other), validation, batches)
         start = StartEvent(
             step=self.state.step,
-            total_steps=self._total_steps,
+            total_steps=self._clock.total_steps,
             parameters=self.model.num_parameters,
             train_tokens=data.learned,
             validation_tokens=0 if validation is None else validation.predictions,
@@ -214,7 +213,7 @@ class Trainer:
     ) -> None:
         """Sets the length of the run, and checks that a resumed one has the same documents and is not over."""
         config, state = self.config, self.state
-        self._total_steps = self._count_steps(batches)
+        self._clock = RunClock(config, self._count_steps(batches), state.elapsed)
         train_hash = "+".join(part.hash for part in data if part is not None)
         hashes = (train_hash, "" if validation is None else validation.hash)
         if self._resumed:
@@ -223,7 +222,7 @@ class Trainer:
                     "[train] the documents are not those that the run was trained on; give the same to go on, "
                     "or begin a new run"
                 )
-            if self._progress() >= 1.0 and not state.evaluation_due:
+            if self._clock.progress(state) >= 1.0 and not state.evaluation_due:
                 raise ValueError(
                     f"[train] the run is complete: {state.step} steps in {state.elapsed / 60:.1f} minutes; "
                     "give it more steps, epochs or minutes to go on"
@@ -239,22 +238,19 @@ class Trainer:
         state.train_hash, state.validation_hash = hashes
         state.tokenizer_hash = self.tokenizer.hash
         state.config = asdict(config)
-        self._clock = time.monotonic() - state.elapsed
-        self._saved_at = state.elapsed
         self._stop = False
         self._skips = 0
         self._watch = LossWatch()
-        self._speed.clear()
 
     def _loop(self, batches: _AnyBatches, validation: TokenData | None) -> EndEvent:
         reason: Literal["done", "early", "stopped"] = "done"
         state = self.state
         saved = state.step
-        while state.evaluation_due or self._progress() < 1.0:
+        while state.evaluation_due or self._clock.progress(state) < 1.0:
             if self._stop:
                 reason = "stopped"
                 break
-            if (state.evaluation_due or self._is_save_due()) and not np.isfinite(self.model.arena).all():
+            if (state.evaluation_due or self._clock.is_save_due(state)) and not np.isfinite(self.model.arena).all():
                 self._roll_back("the weights are not finite")
                 state = self.state
             if state.evaluation_due:  # it is part of the state: a run that was stopped before it begins with it
@@ -266,7 +262,7 @@ class Trainer:
                 continue
             self._step(batches)
             state = self.state
-            if not state.evaluation_due and self._is_save_due():
+            if not state.evaluation_due and self._clock.is_save_due(state):
                 self._save()
                 saved = state.step
         if saved != state.step:
@@ -287,18 +283,13 @@ class Trainer:
         self._emit(end)
         return end
 
-    def _is_save_due(self) -> bool:
-        config, state = self.config, self.state
-        by_step = config.save_every is not None and state.step % config.save_every == 0
-        return by_step or state.elapsed - self._saved_at >= 60.0 * config.save_minutes
-
     def _step(self, batches: _AnyBatches) -> None:
         """One optimizer step on the next batch."""
         config, state = self.config, self.state
-        begun = time.monotonic()
-        before = self._progress()
+        begun = self._clock.elapsed
+        before = self._clock.progress(state)
         batch = self._next_batch(batches)
-        learning_rate = config.learning_rate_at(self._progress_of_step()) * state.rate_scale
+        learning_rate = config.learning_rate_at(self._clock.progress_of_step(state)) * state.rate_scale
         loss = self._accumulate(batch)
         grad_norm = math.nan
         if math.isfinite(loss):
@@ -306,10 +297,9 @@ class Trainer:
         self.model.zero_grad()
         state.step += 1
         state.tokens += batch.scored
-        now = time.monotonic()
-        state.elapsed = now - self._clock
-        self._speed.append((batch.scored, now - begun))
-        state.evaluation_due = self._is_evaluation_due(before)
+        state.elapsed = self._clock.elapsed
+        self._clock.note_step(batch.scored, state.elapsed - begun)
+        state.evaluation_due = self._clock.is_evaluation_due(state, before)
         if not math.isfinite(grad_norm):
             self._skip(loss, grad_norm)
             return
@@ -325,12 +315,12 @@ class Trainer:
             StepEvent(
                 step=state.step,
                 epoch=self._epoch(batches),
-                progress=min(self._progress(), 1.0),
+                progress=min(self._clock.progress(state), 1.0),
                 loss=loss,
                 learning_rate=learning_rate,
                 grad_norm=grad_norm,
                 tokens=state.tokens,
-                tokens_per_second=sum(n for n, _ in self._speed) / max(sum(s for _, s in self._speed), 1e-9),
+                tokens_per_second=self._clock.tokens_per_second,
                 elapsed=state.elapsed,
             )
         )
@@ -348,11 +338,14 @@ class Trainer:
 
     def _accumulate(self, batch: Batch) -> float:
         """Adds the gradients of the mean loss over `batch`, computed in parts; returns the loss."""
-        total = 0.0
+        total, row = 0.0, 0
         terms = self.config.loss_options()
+        rate = self.model.config.dropout
         for part in batch.split(self.config.gradient_accumulation):
             arrays = (part.ids, part.targets, part.offsets)
-            total += self.model.loss_backward(*arrays, normalizer=batch.scored, **terms)[0]
+            dropout = Dropout(rate=rate, seed=self.config.seed, step=self.state.step, first_row=row) if rate else None
+            total += self.model.loss_backward(*arrays, normalizer=batch.scored, dropout=dropout, **terms)[0]
+            row += len(part.ids)
         return total / batch.scored
 
     def _skip(self, loss: float, grad_norm: float) -> None:
@@ -430,7 +423,7 @@ class Trainer:
         state.bad_evaluations = 0 if is_best else state.bad_evaluations + 1
         train_loss = state.train_loss_sum / max(state.train_loss_tokens, 1)
         state.train_loss_sum, state.train_loss_tokens = 0.0, 0
-        state.elapsed = time.monotonic() - self._clock
+        state.elapsed = self._clock.elapsed
         _log.info("step %d: validation loss %.4f, %.4f bits/char", state.step, loss, score.bits_per_character)
         self._emit(
             EvaluationEvent(
@@ -461,34 +454,10 @@ class Trainer:
         if self._out is None:
             return
         self._out.save(self.model, self.tokenizer, self.optimizer, self.state, is_best)
-        self.state.elapsed = time.monotonic() - self._clock
-        self._saved_at = self.state.elapsed
+        self.state.elapsed = self._clock.elapsed
+        self._clock.note_save()
         if self.state.step:
             self._emit(CheckpointEvent(self.state.step, str(self._out.last), is_best))
-
-    def _progress(self) -> float:
-        """How much of the run is done, 0 to 1."""
-        if self._total_steps is not None:
-            return self.state.step / self._total_steps
-        assert self.config.minutes is not None
-        return self.state.elapsed / (60.0 * self.config.minutes)
-
-    def _progress_of_step(self) -> float:
-        """How much of the run will be done after the step at hand: the first step shall not have a rate of 0."""
-        if self._total_steps is not None:
-            return (self.state.step + 1) / self._total_steps
-        assert self.config.minutes is not None
-        seconds = self._speed[-1][1] if self._speed else 0.0
-        return (self.state.elapsed + seconds) / (60.0 * self.config.minutes)
-
-    def _is_evaluation_due(self, before: float) -> bool:
-        after = self._progress()
-        if after >= 1.0:
-            return True
-        if self.config.eval_every is not None:
-            return self.state.step % self.config.eval_every == 0
-        n = self.config.evaluations
-        return math.floor(after * n + 1e-9) > math.floor(before * n + 1e-9)
 
     def _epoch(self, batches: _AnyBatches) -> float:
         return self.state.epoch + self.state.batch / batches.batches_per_epoch

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "miaobi/dropout_mask.h"
 #include "miaobi/mat.h"
 
 namespace miaobi {
@@ -45,9 +46,9 @@ inline Operand right_operand(ConstMat b, bool transpose = false) { return left_o
 enum class Activation : int32_t { kNone, kGelu, kRelu };
 
 // What happens to an element of C after its last product:
-//   c = activation(c + bias[n]);  c *= activation'(grad_of[m][n]);  c += residual[m][n]
-// Null pointers leave their step out. `activation` serves the first step where grad_of is null and names
-// the derivative of the second where it is not. Pointers are to row 0, column 0 of C.
+//   c = activation(c + bias[n]);  c *= activation'(grad_of[m][n]);  c *= dropout[m][n];  c += residual[m][n]
+// Null pointers, and a mask that is off, leave their step out. `activation` serves the first step where grad_of is null
+// and names the derivative of the second where it is not. Pointers are to row 0, column 0 of C.
 struct Epilogue {
   const float* bias = nullptr;
   const float* grad_of = nullptr;
@@ -55,9 +56,11 @@ struct Epilogue {
   const float* residual = nullptr;
   int64_t residual_stride = 0;
   Activation activation = Activation::kNone;
+  DropoutMask dropout;
 
   bool empty() const {
-    return bias == nullptr && grad_of == nullptr && residual == nullptr && activation == Activation::kNone;
+    return bias == nullptr && grad_of == nullptr && residual == nullptr && activation == Activation::kNone &&
+           !dropout.is_on();
   }
   // The same for the part of C that starts at (row, col).
   Epilogue at(int64_t row, int64_t col) const {
@@ -65,6 +68,8 @@ struct Epilogue {
     if (e.bias) e.bias += col;
     if (e.grad_of) e.grad_of += row * grad_of_stride + col;
     if (e.residual) e.residual += row * residual_stride + col;
+    e.dropout.row += row;
+    e.dropout.col += col;
     return e;
   }
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "miaobi/cross_entropy.h"
+#include "miaobi/dropout.h"
 #include "miaobi/kv_cache.h"
 #include "miaobi/layers.h"
 
@@ -52,9 +53,13 @@ class GPT {
   // Adds the gradients of scale * sum(losses) of the last token_losses. The logits are formed again, so
   // where both are wanted loss_backward is cheaper. Once for each token_losses; Error otherwise.
   void backward(float scale);
-  // token_losses and backward in one pass over the LM head; `terms` are in the gradients alone.
+  // token_losses and backward in one pass over the LM head; `terms` are in the gradients alone. With `dropout`, here
+  // and nowhere else, elements are dropped where GPT-2 does: of the embeddings' sum (place 0), and of what each
+  // attention (place 2l + 1) and feed-forward (2l + 2) of layer l adds to the residual stream. Attention probabilities
+  // are not: their mask would be the largest by far, T numbers for each token and head, made twice, in the middle of a
+  // tile that is otherwise products.
   void loss_backward(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences, float scale,
-                     float* losses, const LossTerms& terms = {});
+                     float* losses, const LossTerms& terms = {}, const DropoutStep& dropout = {});
 
   // What every position looks at: softmax(Q K^T / sqrt(D)) of each layer and head for one sequence of `tokens` ids,
   // into weights (L, H, T, T), row i over the keys 0 .. i and 0 after them. For looking at: it forms whole matrices.
@@ -84,7 +89,7 @@ class GPT {
   Batch prepare(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences,
                 const int64_t* starts, Workspace& workspace) const;
   // The hidden states before the head; with everything that backward needs.
-  Mat trunk(const Batch& batch);
+  Mat trunk(const Batch& batch, const DropoutStep& dropout = {});
   void backward_trunk(Mat g);
   void head_backward(float scale, float* losses, const LossTerms& terms);
   ConstMat head() const { return head_->value_mat(); }
@@ -98,6 +103,7 @@ class GPT {
   Workspace workspace_;
   Batch batch_{};
   Mat hidden_;  // (N, C) after the last norm
+  DropoutMask embedding_dropout_;
   bool has_forward_ = false;
 };
 

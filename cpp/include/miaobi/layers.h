@@ -7,6 +7,7 @@
 #include <string>
 
 #include "miaobi/attention.h"
+#include "miaobi/dropout_mask.h"
 #include "miaobi/gemm.h"
 #include "miaobi/kv_cache.h"
 #include "miaobi/linear.h"
@@ -103,7 +104,7 @@ class FusedLayerNormLinear final : public Layer {
   float *mean_ = nullptr, *rstd_ = nullptr;
 };
 
-// Y = activation(X) W + b [+ R]; the activated X is never in memory. With GELU it is FusedGELULinear.
+// Y = mask (activation(X) W + b) [+ R]; the activated X is never in memory. With GELU it is FusedGELULinear.
 class FusedActivationLinear final : public Layer {
  public:
   struct Names {
@@ -118,6 +119,8 @@ class FusedActivationLinear final : public Layer {
   void initialize_scaled(float std, uint64_t seed, uint64_t stream);
   void forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) override;
   void forward_add(ConstMat x, ConstMat residual, Mat y);  // y = ... + residual
+  // The mask of forward and backward from here on; off at first. `infer` never drops.
+  void set_dropout(const DropoutMask& mask) { dropout_ = mask; }
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
   void infer(ConstMat x, ConstMat residual, Mat y) const;
   void pack(WeightType type) { packed_ = PackedMatrix(right_operand(weight_->value_mat()), out_dim(), in_dim(), type); }
@@ -127,13 +130,15 @@ class FusedActivationLinear final : public Layer {
   Parameter *weight_, *bias_;
   PackedMatrix packed_;
   Activation kind_;
+  DropoutMask dropout_;
   ConstMat x_;
 };
 
 // Causal multi-head self-attention with one projection for Q, K and V:
 //   [Q K V] = n(X) W_qkv + b_qkv,   Y = attention(Q, K, V) W_o + b_o  [+ X]
 // Plain, n is the identity and there is no residual; as a sublayer of a block, n is a LayerNorm, fused into
-// the first product, and X is added at the end.
+// the first product, and X is added at the end. Dropout, where it is set, is on the output projection, before X; the
+// probabilities within attention are not dropped (gpt.h says why).
 class SelfAttention final : public Layer {
  public:
   struct Names {
@@ -148,6 +153,7 @@ class SelfAttention final : public Layer {
   int64_t head_size() const { return shape_.head_size; }
   void initialize(uint64_t seed, uint64_t stream) override { initialize_scaled(0.02f, seed, stream); }
   void initialize_scaled(float output_std, uint64_t seed, uint64_t stream);
+  void set_dropout(const DropoutMask& mask) { output_.set_dropout(mask); }
   void forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) override;
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
   // Rows of x continue the cached sequences as `step` says; their keys and values are appended first. y has a row for
@@ -167,7 +173,7 @@ class SelfAttention final : public Layer {
   Mat qkv_, o_, lse_;
 };
 
-// Y = activation(n(X) W1 + b1) W2 + b2 [+ X], plain or as a sublayer like SelfAttention.
+// Y = activation(n(X) W1 + b1) W2 + b2 [+ X], plain or as a sublayer like SelfAttention; dropout likewise.
 class FeedForward final : public Layer {
  public:
   struct Names {
@@ -181,6 +187,7 @@ class FeedForward final : public Layer {
   int64_t out_dim() const override { return output_.out_dim(); }
   void initialize(uint64_t seed, uint64_t stream) override { initialize_scaled(0.02f, seed, stream); }
   void initialize_scaled(float output_std, uint64_t seed, uint64_t stream);
+  void set_dropout(const DropoutMask& mask) { output_.set_dropout(mask); }
   void forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) override;
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
   void infer(ConstMat x, Mat y, Workspace& workspace) const;
@@ -205,6 +212,7 @@ class TransformerBlock final : public Layer {
   int64_t out_dim() const override { return attention_.in_dim(); }
   void initialize(uint64_t seed, uint64_t stream) override { initialize_scaled(0.02f, seed, stream); }
   void initialize_scaled(float output_std, uint64_t seed, uint64_t stream);
+  void set_dropout(const DropoutMask& attention, const DropoutMask& feed_forward);
   void forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) override;
   void backward(ConstMat dy, Mat dx, Workspace& workspace) override;
   void forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,

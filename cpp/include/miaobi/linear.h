@@ -19,7 +19,9 @@
 
 namespace miaobi {
 
-// `residual`, where not null, is added to Y: Y = f(X) W + b + R. R is (M, out) and may be Y itself.
+// `residual`, where not null, is added to Y: Y = f(X) W + b + R. R is (M, out) and may be Y itself. A dropout mask,
+// where there is one, is on what is added to R, Y = mask (f(X) W + b) + R, and then R may not be Y; backward wants mask
+// dY.
 void linear_forward(ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual = {});
 void linear_backward(ConstMat dy, ConstMat x, ConstMat w, Mat dx, Mat dw_add, float* db_add);
 
@@ -42,7 +44,8 @@ void layer_norm_linear_backward(ConstMat dy, ConstMat x, const LayerNormView& ln
                                 Workspace& workspace);
 
 // f = activation; `kind` kNone is the plain layer.
-void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual = {});
+void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual = {},
+                               const DropoutMask& dropout = {});
 void activation_linear_forward(Activation kind, ConstMat x, const PackedMatrix& w, const float* b, Mat y,
                                ConstMat residual = {});
 void activation_linear_backward(Activation kind, ConstMat dy, ConstMat x, ConstMat w, Mat dx, Mat dw_add,

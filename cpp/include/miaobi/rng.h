@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "miaobi/philox.h"
+
 namespace miaobi {
 
 class Rng {
@@ -15,17 +17,9 @@ class Rng {
 
   // Four 32-bit words of block `counter`.
   std::array<uint32_t, 4> block(uint64_t counter) const {
-    std::array<uint32_t, 4> x{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
-                              static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
-    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const uint64_t p0 = uint64_t{0xD2511F53} * x[0], p1 = uint64_t{0xCD9E8D57} * x[2];
-      x = {static_cast<uint32_t>(p1 >> 32) ^ x[1] ^ k0, static_cast<uint32_t>(p1),
-           static_cast<uint32_t>(p0 >> 32) ^ x[3] ^ k1, static_cast<uint32_t>(p0)};
-      k0 += 0x9E3779B9;
-      k1 += 0xBB67AE85;
-    }
-    return x;
+    std::array<uint32_t, 4> words;
+    philox(seed_, stream_, counter, words.data());
+    return words;
   }
 
   // Uniform in (0, 1): 23 bits and half a step, so the ends are never met and the logarithm is finite.

@@ -4,6 +4,7 @@
 
 #include "kernels/kernel_table.h"
 #include "kernels/math.inc.h"
+#include "miaobi/philox.h"
 
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
@@ -112,8 +113,25 @@ struct CountTo<Right, 0, R...> {
   static constexpr TileSet<Right> kSets[sizeof...(R)] = {make_tiles<Right, R>()...};
 };
 
+// The factors of `n` elements, at most a vector of them, from (row, col) of the matrix on. A block serves eight
+// columns.
+inline Vec dropout_factors(const DropoutMask& mask, int64_t row, int64_t col, int64_t n) {
+  float factors[kW];
+  uint32_t words[4];
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t c = static_cast<uint64_t>(mask.col + col + i);
+    if (i == 0 || c % 8 == 0) {
+      philox(mask.seed, mask.stream, (static_cast<uint64_t>(mask.row + row) << 32) + c / 8, words);
+    }
+    const uint32_t number = words[c % 8 / 2] >> (c % 2 * 16) & 0xffff;
+    factors[i] = number < mask.threshold ? 0.0f : mask.scale;
+  }
+  return n == kW ? Vec::load(factors) : Vec::load_n(factors, n);
+}
+
+// `row` and `col` are the place in C.
 MIAOBI_INLINE Vec epilogue_one(Vec c, const Epilogue& e, const float* bias, const float* grad_of, const float* residual,
-                               int64_t n) {
+                               int64_t row, int64_t col, int64_t n) {
   const auto get = [n](const float* p) { return n == kW ? Vec::load(p) : Vec::load_n(p, n); };
   if (bias) c = c + get(bias);
   if (grad_of) {
@@ -124,6 +142,7 @@ MIAOBI_INLINE Vec epilogue_one(Vec c, const Epilogue& e, const float* bias, cons
   } else if (e.activation == Activation::kRelu) {
     c = relu(c);
   }
+  if (e.dropout.is_on()) c = c * dropout_factors(e.dropout, row, col, n);
   if (residual) c = c + get(residual);
   return c;
 }
@@ -139,7 +158,7 @@ inline void apply_epilogue(const Epilogue& e, int64_t rows, int64_t col0, int64_
       float* p = c + row * ldc + j;
       const Vec x = n == kW ? Vec::load(p) : Vec::load_n(p, n);
       const Vec y = epilogue_one(x, e, bias ? bias + j : nullptr, grad_of ? grad_of + j : nullptr,
-                                 residual ? residual + j : nullptr, n);
+                                 residual ? residual + j : nullptr, row, col0 + j, n);
       if (n == kW) {
         y.store(p);
       } else {

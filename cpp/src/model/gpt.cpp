@@ -92,13 +92,18 @@ GPT::Batch GPT::prepare(const int32_t* ids, const int32_t* targets, const int64_
   return batch;
 }
 
-Mat GPT::trunk(const Batch& batch) {
+Mat GPT::trunk(const Batch& batch, const DropoutStep& step) {
   const int64_t tokens = batch.ragged.tokens();
   // A later batch may have longer sequences than the first.
   attention_reserve({config_.n_head, config_.n_embd / config_.n_head, true}, config_.n_positions);
   Mat x = workspace_.mat(tokens, config_.n_embd);
   embedding_forward(batch.ids, batch.positions, wte_->value_mat(), wpe_->value_mat(), x);
+  embedding_dropout_ = step.mask(0);
+  if (embedding_dropout_.is_on()) dropout(embedding_dropout_, x, x);
+  int64_t place = 1;
   for (const auto& block : blocks_) {
+    block->set_dropout(step.mask(place), step.mask(place + 1));
+    place += 2;
     const Mat y = workspace_.mat(tokens, config_.n_embd);
     block->forward(x, batch.ragged, y, workspace_);
     x = y;
@@ -111,6 +116,7 @@ Mat GPT::trunk(const Batch& batch) {
 void GPT::backward_trunk(Mat g) {
   final_norm_->backward(g, g, workspace_);
   for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) (*block)->backward(g, g, workspace_);
+  if (embedding_dropout_.is_on()) dropout(embedding_dropout_, g, g);
   embedding_backward(batch_.ids, batch_.positions, g, wte_->grad_mat(), wpe_->grad_mat());
 }
 
@@ -150,11 +156,12 @@ void GPT::backward(float scale) {
 }
 
 void GPT::loss_backward(const int32_t* ids, const int32_t* targets, const int64_t* offsets, int64_t sequences,
-                        float scale, float* losses, const LossTerms& terms) {
+                        float scale, float* losses, const LossTerms& terms, const DropoutStep& dropout) {
+  dropout.validate();
   has_forward_ = false;
   workspace_.reset();
   batch_ = prepare(ids, targets, offsets, sequences, nullptr, workspace_);
-  hidden_ = trunk(batch_);
+  hidden_ = trunk(batch_, dropout);
   head_backward(scale, losses, terms);
   workspace_.reset();  // here, so that what a first step needed becomes one block within that step
 }

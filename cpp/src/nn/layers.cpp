@@ -2,6 +2,7 @@
 // The simple layers: a product, a norm, and the two fusions.
 #include "miaobi/layers.h"
 
+#include "miaobi/dropout.h"
 #include "miaobi/layer_norm.h"
 #include "miaobi/linear.h"
 
@@ -108,7 +109,7 @@ void FusedActivationLinear::forward(ConstMat x, const RaggedBatch&, Mat y, Works
 
 void FusedActivationLinear::forward_add(ConstMat x, ConstMat residual, Mat y) {
   x_ = x;
-  activation_linear_forward(kind_, x, weight_->value_mat(), bias_->value, y, residual);
+  activation_linear_forward(kind_, x, weight_->value_mat(), bias_->value, y, residual, dropout_);
 }
 
 void FusedActivationLinear::infer(ConstMat x, ConstMat residual, Mat y) const {
@@ -119,8 +120,15 @@ void FusedActivationLinear::infer(ConstMat x, ConstMat residual, Mat y) const {
   }
 }
 
-void FusedActivationLinear::backward(ConstMat dy, Mat dx, Workspace&) {
-  activation_linear_backward(kind_, dy, x_, weight_->value_mat(), dx, weight_->grad_mat(), bias_->grad);
+void FusedActivationLinear::backward(ConstMat dy, Mat dx, Workspace& workspace) {
+  const Workspace::Mark mark(workspace);
+  ConstMat g = dy;
+  if (dropout_.is_on()) {  // three products read it: made once, not in each of their packings
+    const Mat dropped = workspace.mat(dy.rows, dy.cols);
+    dropout(dropout_, dy, dropped);
+    g = dropped;
+  }
+  activation_linear_backward(kind_, g, x_, weight_->value_mat(), dx, weight_->grad_mat(), bias_->grad);
 }
 
 }  // namespace miaobi

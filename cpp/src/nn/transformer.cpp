@@ -207,6 +207,11 @@ void TransformerBlock::initialize_scaled(float output_std, uint64_t seed, uint64
   feed_forward_.initialize_scaled(output_std, seed, stream + 2);
 }
 
+void TransformerBlock::set_dropout(const DropoutMask& attention, const DropoutMask& feed_forward) {
+  attention_.set_dropout(attention);
+  feed_forward_.set_dropout(feed_forward);
+}
+
 void TransformerBlock::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) {
   const Mat middle = workspace.mat(x.rows, x.cols);
   attention_.forward(x, batch, middle, workspace);

@@ -39,11 +39,14 @@ void product(int64_t rows, const Operand& x, const PackedMatrix& w, Mat y, bool 
 }
 
 template <class Weight>
-void forward(const Operand& x, int64_t rows, const Weight& w, const float* b, Mat y, ConstMat residual) {
+void forward(const Operand& x, int64_t rows, const Weight& w, const float* b, Mat y, ConstMat residual,
+             const DropoutMask& dropout = {}) {
   Epilogue epilogue;
   epilogue.bias = b;
+  epilogue.dropout = dropout;
   // The product overwrites Y before an epilogue can read it: a residual that lies there is what the sums start from.
   const bool in_place = residual.data != nullptr && residual.data == y.data;
+  MIAOBI_CHECK(!in_place || !dropout.is_on(), "[linear] expected dropout with a residual that is not y");
   if (!in_place) {
     epilogue.residual = residual.data;
     epilogue.residual_stride = residual.stride;
@@ -116,9 +119,10 @@ void layer_norm_linear_backward(ConstMat dy, ConstMat x, const LayerNormView& ln
                       accumulate_dx && dx.data != nullptr, dgamma_add, dbeta_add);
 }
 
-void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual) {
+void activation_linear_forward(Activation kind, ConstMat x, ConstMat w, const float* b, Mat y, ConstMat residual,
+                               const DropoutMask& dropout) {
   check_forward("linear", x, w, y, residual);
-  forward(with_activation(x, kind), x.rows, w, b, y, residual);
+  forward(with_activation(x, kind), x.rows, w, b, y, residual, dropout);
 }
 
 void activation_linear_forward(Activation kind, ConstMat x, const PackedMatrix& w, const float* b, Mat y,

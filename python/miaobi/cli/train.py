@@ -157,7 +157,11 @@ def train(
     ] = None,
     dropout: Annotated[
         float | None,
-        typer.Option(help="Only 0: the engine trains without it.", show_default="0", rich_help_panel=_LEARNING),
+        typer.Option(
+            help="Share of the elements that a step leaves out.",
+            show_default="that of the model, 0 if new",
+            rich_help_panel=_LEARNING,
+        ),
     ] = None,
     warmup: Annotated[
         float | None,
