@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -24,13 +25,15 @@ class WordTable {
   uint32_t value_of(int64_t frequency);
   void set(TextView word, int64_t frequency) { trie.set(word, value_of(frequency)); }
   int64_t frequency(uint32_t value) const { return frequencies_[value]; }
+  // -inf of a frequency of 0, and of none.
   double log_frequency(uint32_t value) const { return logs_[value]; }
 
   Trie trie;
 
  private:
+  static constexpr double kNever = -std::numeric_limits<double>::infinity();
   std::vector<int64_t> frequencies_{0, 0};
-  std::vector<double> logs_{0.0, 0.0};
+  std::vector<double> logs_{kNever, kNever};
   std::unordered_map<int64_t, uint32_t> values_{{0, 1}};
 };
 

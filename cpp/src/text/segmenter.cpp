@@ -4,12 +4,11 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "miaobi/check.h"
+#include "text/best_path.h"
 #include "text/dictionary.h"
 
 namespace miaobi {
@@ -42,20 +41,36 @@ void with_units(TextView text, Body&& body) {
   body(static_cast<const char32_t*>(text.data));
 }
 
-// A thread's memory for the block that is being cut.
+// The blocks of a text are cut together up to so many characters; a longer block is cut whole.
+constexpr int64_t kWindow = 4096;
+
+// A thread's memory for the window that is being cut.
 struct Scratch {
-  std::u16string block;
+  // Makes room for so many characters, and what has to stand behind them.
+  void reserve(int64_t n) {
+    if (static_cast<int64_t>(text.size()) > n) return;
+    text.resize(static_cast<size_t>(n) + 1);
+    lengths.resize(static_cast<size_t>(n));
+  }
+
+  std::vector<char16_t> text;
   std::vector<uint16_t> lengths;  // of the word that begins at each character
-  std::vector<double> route;      // the best log-probability from a character to the end, for the last few
   std::vector<uint8_t> states;
+  PathScratch path;
 };
 
 constexpr size_t kKeptScratch = 1 << 16;  // characters; more is given back after the cut
 
 Scratch& thread_scratch() {
   thread_local Scratch scratch;
-  if (scratch.block.capacity() > kKeptScratch) scratch = Scratch{};
+  if (scratch.text.size() > kKeptScratch) scratch = Scratch{};
   return scratch;
+}
+
+// Room for n more ends; what is not used is to be taken off again.
+int64_t* append(std::vector<int64_t>& ends, int64_t n) {
+  ends.resize(ends.size() + static_cast<size_t>(n));
+  return ends.data() + ends.size() - n;
 }
 
 // A word of jieba's dictionary or the user's: the user's entry hides jieba's, but its beginnings do not.
@@ -81,14 +96,8 @@ struct Segmenter::Impl {
     return at.base || at.user ? base->words.frequency(at.base.value) : -1;
   }
 
-  template <bool kUser>
-  void best_path(const char16_t* s, int64_t n, Scratch& scratch) const;
-  void find_words(const char16_t* s, int64_t n, Scratch& scratch) const {
-    user.trie.empty() ? best_path<false>(s, n, scratch) : best_path<true>(s, n, scratch);
-  }
-
-  void cut_block(int64_t offset, bool hmm, Scratch& scratch, std::vector<int64_t>& ends) const;
-  void cut_block_hmm(int64_t offset, Scratch& scratch, std::vector<int64_t>& ends) const;
+  void cut_window(int64_t n, int64_t offset, Scratch& scratch, std::vector<int64_t>& ends) const;
+  void cut_window_hmm(int64_t n, int64_t offset, Scratch& scratch, std::vector<int64_t>& ends) const;
   void recognize(const char16_t* s, int64_t n, int64_t offset, Scratch& scratch, std::vector<int64_t>& ends) const;
   void cut_block_all(const std::u16string& block, WordList& words) const;
   template <class Unit>
@@ -102,70 +111,29 @@ struct Segmenter::Impl {
   double log_total = 0.0;
 };
 
-// jieba's calc: route[i] is the largest of log(frequency) - log(total) + route[i + word], the longest word where
-// several are equal. A character that begins no word is one of frequency 1.
-template <bool kUser>
-void Segmenter::Impl::best_path(const char16_t* s, int64_t n, Scratch& scratch) const {
-  const Trie& trie = base->words.trie;
-  const auto room = std::bit_ceil(static_cast<uint64_t>(std::max(trie.longest(), user.trie.longest())) + 1);
-  const auto mask = static_cast<int64_t>(room) - 1;
-  if (scratch.route.size() < room) scratch.route.resize(room);
-  scratch.lengths.resize(static_cast<size_t>(n));
-  double* const route = scratch.route.data();
-  route[n & mask] = 0.0;
-  for (int64_t i = n; i-- > 0;) {
-    Trie::Node node = trie.first(s[i]);
-    Trie::Node own = kUser ? user.trie.first(s[i]) : Trie::Node{};
-    double best = -std::numeric_limits<double>::infinity();
-    int64_t length = 0;
-    for (int64_t end = i + 1; node || (kUser && own); ++end) {
-      const bool hidden = kUser && own.value != 0;
-      if (hidden ? own.value >= WordTable::kFirstWord : node.value >= WordTable::kFirstWord) {
-        const double log_frequency = hidden ? user.log_frequency(own.value) : base->words.log_frequency(node.value);
-        const double p = log_frequency - log_total + route[end & mask];
-        if (p >= best) {
-          best = p;
-          length = end - i;
-        }
-      }
-      if (end == n) break;
-      node = trie.next(node, s[end]);
-      if (kUser) own = user.trie.next(own, s[end]);
-    }
-    if (length == 0) {
-      best = 0.0 - log_total + route[(i + 1) & mask];
-      length = 1;
-    }
-    route[i & mask] = best;
-    scratch.lengths[i] = static_cast<uint16_t>(length);
-  }
-}
-
 // Without the HMM single letters and digits are joined, nothing else.
-void Segmenter::Impl::cut_block(int64_t offset, bool hmm, Scratch& scratch, std::vector<int64_t>& ends) const {
-  const auto n = static_cast<int64_t>(scratch.block.size());
-  find_words(scratch.block.data(), n, scratch);
-  if (hmm) return cut_block_hmm(offset, scratch, ends);
+void Segmenter::Impl::cut_window(int64_t n, int64_t offset, Scratch& scratch, std::vector<int64_t>& ends) const {
+  const char16_t* const s = scratch.text.data();
+  int64_t* const first = append(ends, n);
+  int64_t* end = first;
   bool joining = false;
-  for (int64_t i = 0; i < n; i += scratch.lengths[i]) {
-    const bool joins = scratch.lengths[i] == 1 && is_ascii_alnum(scratch.block[i]);
-    if (joining && joins) {
-      ++ends.back();
-    } else {
-      ends.push_back(offset + i + scratch.lengths[i]);
-    }
+  for (int64_t i = 0; i < n;) {
+    const int64_t length = scratch.lengths[i];
+    const bool joins = length == 1 && is_ascii_alnum(s[i]);
+    end -= joining && joins;
     joining = joins;
+    i += length;
+    *end++ = offset + i;
   }
+  ends.resize(ends.size() - static_cast<size_t>(n - (end - first)));
 }
 
 // With it runs of single characters are cut again, unless they make a word that the path did not take.
-void Segmenter::Impl::cut_block_hmm(int64_t offset, Scratch& scratch, std::vector<int64_t>& ends) const {
-  const char16_t* const s = scratch.block.data();
-  const auto n = static_cast<int64_t>(scratch.block.size());
-  int64_t i = 0;
-  while (i < n) {
+void Segmenter::Impl::cut_window_hmm(int64_t n, int64_t offset, Scratch& scratch, std::vector<int64_t>& ends) const {
+  const char16_t* const s = scratch.text.data();
+  for (int64_t i = 0; i < n;) {
     int64_t begin = i;
-    while (i < n && scratch.lengths[i] == 1) ++i;
+    while (i < n && scratch.lengths[i] == 1 && s[i] < kNoBlock) ++i;
     if (i - begin == 1) {
       ends.push_back(offset + i);
     } else if (i - begin > 1) {
@@ -264,16 +232,23 @@ void Segmenter::Impl::cut_block_all(const std::u16string& block, WordList& words
 template <class Unit>
 void Segmenter::Impl::cut(const Unit* s, int64_t begin, int64_t end, bool hmm, std::vector<int64_t>& ends) const {
   Scratch& scratch = thread_scratch();
-  for (int64_t i = begin; i < end;) {
-    if (!in_block(s[i])) {
-      i += s[i] == '\r' && i + 1 < end && s[i + 1] == '\n' ? 2 : 1;
-      ends.push_back(i);
-      continue;
+  for (int64_t stop; begin < end; begin = stop) {
+    stop = std::min(end, begin + kWindow);
+    while (stop < end && ((in_block(s[stop - 1]) && in_block(s[stop])) || (s[stop - 1] == '\r' && s[stop] == '\n'))) {
+      ++stop;
     }
-    const int64_t first = i;
-    while (i < end && in_block(s[i])) ++i;
-    scratch.block.assign(s + first, s + i);
-    cut_block(first, hmm, scratch, ends);
+    const int64_t n = stop - begin;
+    scratch.reserve(n);
+    char16_t* const text = scratch.text.data();
+    for (int64_t i = 0; i < n; ++i) {
+      const auto c = s[begin + i];
+      text[i] = in_block(c) ? static_cast<char16_t>(c) : kAlone;
+      if (c == '\n' && i > 0 && s[begin + i - 1] == '\r') text[i - 1] = kPair;
+    }
+    text[n] = kAlone;
+    scratch.path.best_path(base->words, user.trie.empty() ? nullptr : &user, log_total, text, n,
+                           scratch.lengths.data());
+    hmm ? cut_window_hmm(n, begin, scratch, ends) : cut_window(n, begin, scratch, ends);
   }
 }
 

@@ -18,6 +18,10 @@ constexpr bool is_ascii_alnum(char32_t c) {
 }
 inline bool is_half_surrogate(char32_t c) { return c >= 0xD800 && c <= 0xDFFF; }
 
+// What stands in a text of Han and ASCII, from kNoBlock on, for a character between the blocks that are cut: kPair for
+// one that makes a word with the next, else kAlone.
+inline constexpr char16_t kNoBlock = 0xFFFE, kPair = kNoBlock, kAlone = 0xFFFF;
+
 // An open-addressing hash table of (parent, character) pairs: eight bytes for a slot, filled without sorting (350,000
 // words in two hundredths of a second), and one cache line for most steps. Slots are the nodes' names, so a node holds
 // its parent's slot (21 bits), its character (21), its value (21), and whether it has children (1).
@@ -52,6 +56,16 @@ class Trie {
   // The node of a whole word of at least one character.
   Node find(TextView word) const;
 
+  // Calls found(i, length, value) for each beginning of a word that starts at s[i], i in [0, count); value is 0 where
+  // no word ends. Beginnings of length 1 come first, then all of length 2, and so on; those of one length by i. No
+  // beginning has a character from kNoBlock on, and one must end s. count is at most kSpan.
+  //
+  // All beginnings of a length are looked up at once, in a few loops that hardly branch: a walk from each character
+  // would wait for the table, and for the processor to find out where the walk ends.
+  static constexpr int64_t kSpan = 256;
+  template <class Found>
+  void words_from(const char16_t* s, int64_t count, Found&& found) const;
+
   // Gives a word its value, which replaces an old one. Throws Error for a word that is empty or too long, a value
   // beyond kMaxValue, and beyond about 1.5 million nodes.
   void set(TextView word, uint32_t value);
@@ -71,6 +85,8 @@ class Trie {
   static constexpr uint32_t kNone = ~0u;
   static constexpr uint32_t kRoot = (1u << 21) - 1;  // the parent of first characters
   static constexpr uint64_t kEmpty = ~uint64_t{0};
+  static constexpr uint64_t kKeyMask = (uint64_t{1} << 42) - 1;
+  static constexpr uint64_t kHasChildren = uint64_t{1} << 63;
   static constexpr int kMaxBits = 21;
   // First characters of the usual kind have a table of their own.
   static constexpr uint32_t kHan = 0x9FD5 - 0x4E00 + 1;
@@ -84,6 +100,14 @@ class Trie {
   static Node node_of(uint32_t slot, uint64_t entry) {
     return {slot, static_cast<uint32_t>(entry >> 42) & kMaxValue, static_cast<uint32_t>(entry >> 63)};
   }
+
+  struct Asked {
+    uint64_t key;
+    uint32_t at;
+  };
+  struct Open {
+    uint32_t slot, at;
+  };
 
   static uint64_t hash(uint64_t key) { return key * 0x9E3779B97F4A7C15u; }
   uint32_t home(uint64_t key) const { return static_cast<uint32_t>(hash(key) >> shift_); }
@@ -132,8 +156,6 @@ class Trie {
   // Doubles the table; what was in slot i is in the result's slot i.
   std::vector<uint32_t> grow();
 
-  static constexpr uint64_t kKeyMask = (uint64_t{1} << 42) - 1;
-  static constexpr uint64_t kHasChildren = uint64_t{1} << 63;
   std::vector<uint64_t> slots_;
   std::vector<Node> first_;
   std::vector<uint64_t> filter_;
@@ -141,5 +163,49 @@ class Trie {
   int64_t used_ = 0;
   int64_t longest_ = 0;
 };
+
+template <class Found>
+void Trie::words_from(const char16_t* s, int64_t count, Found&& found) const {
+  Open open[kSpan];
+  Asked asked[kSpan];
+  int64_t opened = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Node node = s[i] < kNoBlock ? first(s[i]) : Node{};
+    found(i, 1, node.value);
+    open[opened] = {node.slot, static_cast<uint32_t>(i)};
+    opened += node.has_children;
+  }
+  const auto mask = static_cast<uint32_t>(slots_.size() - 1);
+  for (int64_t length = 2; opened > 0; ++length) {
+    int64_t to_ask = 0;
+    for (int64_t k = 0; k < opened; ++k) {
+      const char16_t c = s[open[k].at + length - 1];
+      const uint64_t key = key_of(open[k].slot, c);
+      const uint64_t bit = filter_bit(key);
+      asked[to_ask] = {key, open[k].at};
+      to_ask += static_cast<int64_t>(filter_[bit / 64] >> (bit % 64) & 1) & static_cast<int64_t>(c < kNoBlock);
+    }
+    for (int64_t k = 0; k < to_ask; ++k) prefetch(asked[k].key);
+    opened = 0;
+    for (int64_t k = 0; k < to_ask; ++k) {
+      const uint64_t key = asked[k].key;
+      // In four of five cases it is in one of the first two slots, or not there.
+      uint32_t slot = home(key);
+      const uint32_t second = (slot + 1) & mask;
+      uint64_t entry = slots_[slot];
+      const bool is_other = entry != kEmpty && (entry & kKeyMask) != key;
+      slot = is_other ? second : slot;
+      entry = is_other ? slots_[second] : entry;
+      if (entry != kEmpty && (entry & kKeyMask) != key) {
+        slot = probe(key);
+        entry = slots_[slot];
+      }
+      const Node node = entry == kEmpty ? Node{} : node_of(slot, entry);
+      found(asked[k].at, length, node.value);
+      open[opened] = {slot, asked[k].at};
+      opened += node.has_children;
+    }
+  }
+}
 
 }  // namespace miaobi
