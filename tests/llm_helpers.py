@@ -86,3 +86,7 @@ class CountingModel:
     def forward_cached(self, cache: Any, sequences: list[int], ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         self.steps.append(len(ids))
         return self._model.forward_cached(cache, sequences, ids, offsets)
+
+    def sample_cached(self, cache: Any, sequences: list[int], ids: list[int], samplers: Any, banned: Any) -> list[int]:
+        self.steps.append(len(ids))
+        return self._model.sample_cached(cache, sequences, ids, samplers, banned)

@@ -205,6 +205,10 @@ class SlowModel(CountingModel):
         self.before(len(self.steps))
         return super().forward_cached(cache, sequences, ids, offsets)
 
+    def sample_cached(self, cache: Any, sequences: list[int], ids: list[int], samplers: Any, banned: Any) -> list[int]:
+        self.before(len(self.steps))
+        return super().sample_cached(cache, sequences, ids, samplers, banned)
+
 
 @pytest.mark.parametrize("what", ["stream", "llm", "close"])
 @pytest.mark.parametrize("where", [0, 1, 7])

@@ -206,10 +206,10 @@ def test_an_error_within_a_step_leaves_the_rest_usable(model: GPT, tokenizer: Ji
     whole = llm.generate("床前", **SAMPLED)
     stream = llm.stream("床前", **SAMPLED)
     next(stream)
-    counting.forward_cached = None
+    counting.sample_cached = None
     with pytest.raises(TypeError):
         list(stream)
-    del counting.forward_cached
+    del counting.sample_cached
     assert llm.cache_info()["used"] == 0
     assert llm.generate("床前", **SAMPLED) == whole
 

@@ -35,6 +35,8 @@ struct CacheHandle {
 
   KVCache cache;
   Workspace workspace;
+  Buffer<float> logits;          // of sample_cached
+  std::vector<int64_t> offsets;  // 0, 1, 2, ...
   std::mutex mutex;
 };
 
@@ -61,23 +63,62 @@ std::span<const float> logits_of(const FloatArray& logits) {
 
 std::span<const int32_t> ids_of(const IntArray& ids) { return {ids.data(), static_cast<size_t>(ids.size())}; }
 
-std::vector<int32_t> sample_all(const std::vector<Sampler*>& samplers, const std::vector<FloatArray>& logits,
-                                const std::vector<IntArray>& banned) {
-  MIAOBI_CHECK(logits.size() == samplers.size() && banned.size() == samplers.size(),
-               "expected logits and banned ids for each of ", samplers.size(), " samplers, got ", logits.size(),
-               " and ", banned.size());
+std::vector<SampleRow> rows_of(const std::vector<Sampler*>& samplers, const std::vector<IntArray>& banned) {
+  MIAOBI_CHECK(banned.size() == samplers.size(), "expected banned ids for each of ", samplers.size(), " samplers, got ",
+               banned.size());
   std::vector<SampleRow> rows;
+  rows.reserve(samplers.size());
   for (size_t i = 0; i < samplers.size(); ++i) {
     MIAOBI_CHECK(samplers[i] != nullptr, "expected a sampler, got None");
-    rows.push_back({samplers[i], logits_of(logits[i]), ids_of(banned[i])});
+    rows.push_back({samplers[i], {}, ids_of(banned[i])});
   }
+  return rows;
+}
+
+std::vector<int32_t> tokens_of(const std::vector<SampleRow>& rows) {
+  std::vector<int32_t> tokens;
+  tokens.reserve(rows.size());
+  for (const SampleRow& row : rows) tokens.push_back(row.token);
+  return tokens;
+}
+
+std::vector<int32_t> sample_all(const std::vector<Sampler*>& samplers, const std::vector<FloatArray>& logits,
+                                const std::vector<IntArray>& banned) {
+  MIAOBI_CHECK(logits.size() == samplers.size(), "expected logits for each of ", samplers.size(), " samplers, got ",
+               logits.size());
+  std::vector<SampleRow> rows = rows_of(samplers, banned);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i].logits = logits_of(logits[i]);
   {
     const py::gil_scoped_release release;
     sample_rows(rows);
   }
-  std::vector<int32_t> tokens;
-  for (const SampleRow& row : rows) tokens.push_back(row.token);
-  return tokens;
+  return tokens_of(rows);
+}
+
+std::vector<int32_t> sample_cached(ModelHandle& h, CacheHandle& c, const std::vector<int64_t>& sequences,
+                                   const std::vector<int32_t>& ids, const std::vector<Sampler*>& samplers,
+                                   const std::vector<IntArray>& banned) {
+  MIAOBI_CHECK(!sequences.empty() && ids.size() == sequences.size() && samplers.size() == sequences.size(),
+               "expected an id and a sampler for each of ", sequences.size(), " sequences, got ", ids.size(), " and ",
+               samplers.size());
+  std::vector<SampleRow> rows = rows_of(samplers, banned);
+  {
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(c.mutex);
+    const auto count = static_cast<int64_t>(ids.size()), vocabulary = h.model.config().vocab_size;
+    if (c.logits.size() < count * vocabulary) c.logits = Buffer<float>(count * vocabulary);
+    for (auto next = static_cast<int64_t>(c.offsets.size()); next <= count; ++next) c.offsets.push_back(next);
+    const Mat logits(c.logits.data(), count, vocabulary);
+    {
+      const std::shared_lock<std::shared_mutex> packing(h.packing);
+      h.model.forward_cached(c.cache, sequences.data(), ids.data(), c.offsets.data(), count, logits, c.workspace);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      rows[static_cast<size_t>(i)].logits = {logits.row(i), static_cast<size_t>(vocabulary)};
+    }
+    sample_rows(rows);
+  }
+  return tokens_of(rows);
 }
 
 }  // namespace
@@ -157,4 +198,6 @@ void register_generation(py::module_& m) {
   m.def("sample_rows", sample_all, "samplers"_a, "logits"_a, "banned"_a,
         "Sampler.sample of several texts, each with float32 logits (V,) and banned int32 ids, on all threads. No\n"
         "sampler may be there twice.");
+  m.def("sample_cached", sample_cached, "model"_a, "cache"_a, "sequences"_a, "ids"_a, "samplers"_a, "banned"_a,
+        "Appends one id to each of S cached sequences and gives what their samplers choose next, as sample_rows does.");
 }

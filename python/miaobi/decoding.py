@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from miaobi._core import KVCache
+    from miaobi._core import KVCache, Sampler
     from miaobi.model import GPT
 
-__all__ = ["Cancelled", "Decoder", "advance", "all_logits", "kept_tokens"]
+__all__ = ["Cancelled", "Decoder", "advance", "all_logits", "kept_tokens", "write_on"]
 
 # Rows of one step: enough to keep the matrix products busy, few enough to stop within a fraction of a second.
 _STEP_ROWS: Final = 128
@@ -126,6 +126,33 @@ def advance(
     parts = [decoder._append(ids) for decoder, ids in zip(decoders, new, strict=True)]
     try:
         return _logits(decoders, parts, check)
+    except BaseException:
+        for decoder in decoders:
+            decoder._settle()
+        raise
+
+
+def write_on(
+    decoders: Sequence[Decoder],
+    tokens: Sequence[int],
+    samplers: Sequence[Sampler],
+    banned: Sequence[NDArray[np.int32]],
+    check: Callable[[], None],
+) -> list[int] | None:
+    """`advance` by one token each, and what the samplers choose then: one call of the engine.
+
+    None, and nothing is done, where that is not one step: without a cache, or where a text is full.
+    """
+    cache = decoders[0].cache
+    if cache is None or any(decoder._length == decoder.limit for decoder in decoders):
+        return None
+    check()
+    for decoder, token in zip(decoders, tokens, strict=True):
+        decoder._tokens[decoder._length] = token
+        decoder._length += 1
+    sequences = [decoder.sequence for decoder in decoders]
+    try:
+        return decoders[0].model.sample_cached(cache, sequences, tokens, samplers, banned)
     except BaseException:
         for decoder in decoders:
             decoder._settle()

@@ -285,6 +285,20 @@ class GPT:
         """
         return _core.forward_cached(self._core, cache, list(sequences), as_ids(ids, "ids"), as_offsets(offsets))
 
+    def sample_cached(
+        self,
+        cache: KVCache,
+        sequences: Sequence[int],
+        ids: Sequence[int],
+        samplers: Sequence[_core.Sampler],
+        banned: Sequence[npt.NDArray[np.int32]],
+    ) -> list[int]:
+        """Append one id to each of S cached sequences; what their samplers choose next, none of the banned ids.
+
+        ``forward_cached`` and ``Sampler.sample`` in one call, which makes no array. Raises as they do.
+        """
+        return _core.sample_cached(self._core, cache, sequences, ids, samplers, banned)
+
     def forward_last(self, ids: npt.ArrayLike, offsets: npt.ArrayLike) -> Array:
         """Logits (S, V) after the last of flat ids, cut by offsets (S+1,), with nothing kept from before or for later.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miaobi.beam import Found, beam_search
-from miaobi.decoding import Cancelled, Decoder, advance
+from miaobi.decoding import Cancelled, Decoder, advance, write_on
 from miaobi.generation import FinishReason
 from miaobi.writing import Style, Writer, choose
 
@@ -43,7 +43,7 @@ class _Row:
     number: int
     decoder: Decoder
     writer: Writer
-    new: NDArray[np.int32]
+    new: NDArray[np.int32]  # what the model has to see before anything is chosen
     copies: list[tuple[int, Writer]] = field(default_factory=list)  # that go on from the same prompt
 
     def with_copies(self) -> list[_Row]:
@@ -117,23 +117,22 @@ class Session:
         active: list[_Row] = []
         try:
             while waiting or active:
+                began = len(active)
                 self._admit(waiting, active)
-                logits = advance([row.decoder for row in active], [row.new for row in active], self.check)
-                rows = [
-                    (row, following)
-                    for begun, following in zip(active, logits, strict=True)
-                    for row in begun.with_copies()
-                ]
-                active = [row for row, _ in rows]
-                tokens = choose([row.writer.choice(following) for row, following in rows])
-                for (row, following), token in zip(rows, tokens, strict=True):
-                    piece = row.writer.take(token, following)
-                    row.new = row.writer.new
-                    if row.writer.finish_reason is not None:
+                ended = False
+                chosen = self._write_on(active) if began == len(active) else None
+                if chosen is None:
+                    active, chosen = self._choose(active)
+                for row, (token, logits) in zip(active, chosen, strict=True):
+                    writer = row.writer
+                    piece = writer.take(token, logits)
+                    if writer.finish_reason is not None:
+                        ended = True
                         self._leave(row.decoder)
                     if piece:
                         yield row.number, piece
-                active = [row for row in active if row.writer.finish_reason is None]
+                if ended:
+                    active = [row for row in active if row.writer.finish_reason is None]
         except Cancelled:
             for number, writer in enumerate(writers):
                 if writer.finish_reason is None and (piece := writer.finish("cancelled")):
@@ -144,6 +143,28 @@ class Session:
                     self._leave(row.decoder)
             for writer in writers:
                 writer.finish_reason = writer.finish_reason or "cancelled"
+
+    def _write_on(self, rows: list[_Row]) -> list[tuple[int, None]] | None:
+        """The next token of texts that need no more than a sampler, by one call of the engine; None for others."""
+        writers = [row.writer for row in rows]
+        if any(writer.needs_logits for writer in writers):
+            return None
+        tokens = write_on(
+            [row.decoder for row in rows],
+            [writer.token for writer in writers],
+            [writer.sampler for writer in writers],
+            [writer.banned() for writer in writers],
+            self.check,
+        )
+        return None if tokens is None else [(token, None) for token in tokens]
+
+    def _choose(self, rows: list[_Row]) -> tuple[list[_Row], list[tuple[int, NDArray[np.float32]]]]:
+        """The rows, now with the copies of those that had only a prompt, and the next token of each with its logits."""
+        new = [row.new if row.writer.token < 0 else np.asarray([row.writer.token], np.int32) for row in rows]
+        logits = advance([row.decoder for row in rows], new, self.check)
+        grown = [(row, after) for begun, after in zip(rows, logits, strict=True) for row in begun.with_copies()]
+        tokens = choose([row.writer.choice(after) for row, after in grown])
+        return [row for row, _ in grown], [(token, after) for token, (_, after) in zip(tokens, grown, strict=True)]
 
     def _admit(self, waiting: deque[tuple[int, Writer]], active: list[_Row]) -> None:
         """Begins as many texts as there is room for."""

@@ -119,19 +119,23 @@ class Continuation:
 
     def candidates(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """The logits (V,) after the processors, and the ids that may not come."""
+        written = self._written
+        if written is not None and self.style.processors:
+            logits = logits.copy()
+            for processor in self.style.processors:
+                processor(written, logits)
+        return logits, self.banned()
+
+    def banned(self) -> NDArray[np.int32]:
+        """The ids that may not come, whatever the logits are."""
         style, written = self.style, self._written
         banned = style.rules.banned(self._last, self.opening)
         more = []
         if self.length < style.config.min_new_tokens or not self.may_end:
             more.append(style.end_ids)
-        if written is not None:
-            if style.bad_words is not None:
-                more += style.bad_words.banned(written.tail)
-            if style.processors:
-                logits = logits.copy()
-                for processor in style.processors:
-                    processor(written, logits)
-        return logits, np.concatenate([banned, *more]) if more else banned
+        if written is not None and style.bad_words is not None:
+            more += style.bad_words.banned(written.tail)
+        return np.concatenate([banned, *more]) if more else banned
 
     def forced(self) -> int | None:
         """The token that has to come, if a constraint leaves no choice."""
@@ -193,7 +197,8 @@ class Writer:
         self.seed: Final = seed
         self.prompt: Final = prompt
         self.finish_reason: FinishReason | None = None
-        self.new: NDArray[np.int32] = np.empty(0, np.int32)  # what the model has to see next
+        self.token = -1  # what the model has to see next
+        self.needs_logits: Final = keep or bool(style.processors)
         self._style = style
         self._continuation = Continuation(style, prompt, seed)
         self._text = style.table.tokenizer.decode_stream()
@@ -211,16 +216,25 @@ class Writer:
         continuation.sampler.accept(np.asarray([token], np.int32))
         return token
 
-    def take(self, token: int, logits: NDArray[np.float32]) -> str:
-        """Takes in the token that was chosen, and returns what can be shown now."""
+    @property
+    def sampler(self) -> Sampler:
+        """What chooses the next token."""
+        return self._continuation.sampler
+
+    def banned(self) -> NDArray[np.int32]:
+        """The ids that it may not choose."""
+        return self._continuation.banned()
+
+    def take(self, token: int, logits: NDArray[np.float32] | None) -> str:
+        """Takes in the token that was chosen, and returns what can be shown now; logits only if it `needs_logits`."""
         continuation = self._continuation
         if token in self._style.ends:
             return self.finish("stop")
         piece = ""
         for unseen in continuation.aside():
             piece += self._append(unseen, 0.0, seen=False)
-        piece += self._append(token, log_probability(logits, token) if self._keep else 0.0)
-        self.new = np.asarray([token], np.int32)
+        piece += self._append(token, log_probability(logits, token) if self._keep and logits is not None else 0.0)
+        self.token = token
         if self._stop.stopped:
             self.finish_reason = "stop"
         elif continuation.done:

@@ -16,6 +16,7 @@ namespace miaobi {
 namespace {
 constexpr float kBanned = -std::numeric_limits<float>::infinity();
 constexpr float kLowest = -30.0f;  // exp(-30) of the most probable one could not be drawn with 23 random bits
+constexpr float kSmallest = std::numeric_limits<float>::min();
 constexpr int64_t kLongestLoop = 128, kLoopTokens = 24, kLoopTurns = 3;
 // Digits of a radix selection over the 31 bits of a float that is not negative, highest first.
 constexpr int kShifts[] = {20, 10, 0};
@@ -52,19 +53,23 @@ uint32_t bits(float x) { return std::bit_cast<uint32_t>(x); }
 
 // Leaves the candidates with the largest keys that together weigh at least `target`, and sets the weights of all
 // others to 0: among equal keys those with smaller ids stay. Keys are >= 0; `by_count` gives every key above 0
-// the weight 1. The place of the cut is found by radix selection, so no vocabulary is slow, however flat.
-void keep_top(std::span<const float> keys, std::span<float> weights, bool by_count, double target,
+// the weight 1. Keys below `floor`, which is above 0, are known to go. The place of the cut is found by radix
+// selection, so no vocabulary is slow, however flat.
+void keep_top(std::span<const float> keys, std::span<float> weights, bool by_count, double target, float floor,
               std::vector<int32_t>& tied, std::vector<double>& buckets) {
   const auto weight_of = [&](size_t i) { return by_count ? (keys[i] > 0 ? 1.0 : 0.0) : double{weights[i]}; };
   uint32_t cut = 0;
   double above = 0;
-  size_t count = keys.size();
+  size_t count = 0;  // ids are stored unconditionally, here and below, since a branch would be guessed wrong
+  for (size_t i = 0; i < keys.size(); ++i) {
+    tied[count] = static_cast<int32_t>(i);
+    count += keys[i] >= floor;
+  }
   for (const int shift : kShifts) {
-    const bool first = shift == kShifts[0];
-    const uint32_t mask = first ? kBuckets - 1 : kBuckets / 2 - 1;
+    const uint32_t mask = shift == kShifts[0] ? kBuckets - 1 : kBuckets / 2 - 1;
     std::fill(buckets.begin(), buckets.end(), 0.0);
     for (size_t n = 0; n < count; ++n) {
-      const size_t i = first ? n : static_cast<size_t>(tied[n]);
+      const auto i = static_cast<size_t>(tied[n]);
       // Two histograms in turns: neighbours often share a bucket, and would wait for each other.
       buckets[(n % 2) * kBuckets + ((bits(keys[i]) >> shift) & mask)] += weight_of(i);
     }
@@ -72,10 +77,9 @@ void keep_top(std::span<const float> keys, std::span<float> weights, bool by_cou
     uint32_t digit = mask;
     while (digit > 0 && above + buckets[digit] < target) above += buckets[digit--];
     cut |= digit << shift;
-    // The ids in the bucket of the cut; stored unconditionally, since a branch here would be guessed wrong.
-    size_t kept = 0;
+    size_t kept = 0;  // the ids in the bucket of the cut
     for (size_t n = 0; n < count; ++n) {
-      const size_t i = first ? n : static_cast<size_t>(tied[n]);
+      const auto i = static_cast<size_t>(tied[n]);
       tied[kept] = static_cast<int32_t>(i);
       kept += ((bits(keys[i]) >> shift) & mask) == digit;
     }
@@ -226,7 +230,7 @@ void Sampler::keep_typical(double total) {
   for (size_t i = 0; i < probs_.size(); ++i) {
     keys_[i] = probs_[i] > 0 ? 1.0f / (1.0f + std::abs(logits_[i] - middle)) : 0.0f;
   }
-  keep_top(keys_, probs_, false, double{options_.typical_p} * total, tied_, buckets_);
+  keep_top(keys_, probs_, false, double{options_.typical_p} * total, kSmallest, tied_, buckets_);
 }
 
 int32_t Sampler::draw(float top) {
@@ -244,12 +248,15 @@ int32_t Sampler::draw(float top) {
   }
   if (options_.top_k > 0 && options_.top_k < static_cast<int64_t>(vocab)) {
     std::copy(probs_.begin(), probs_.end(), keys_.begin());
-    keep_top(keys_, probs_, true, static_cast<double>(options_.top_k), tied_, buckets_);
+    keep_top(keys_, probs_, true, static_cast<double>(options_.top_k), kSmallest, tied_, buckets_);
   }
   double total = sum_of(probs_);
   if (options_.top_p < 1) {
     std::copy(probs_.begin(), probs_.end(), keys_.begin());
-    keep_top(keys_, probs_, false, double{options_.top_p} * total, tied_, buckets_);
+    // All below this add up to less than half of what goes.
+    const double floor = 0.5 * (1 - double{options_.top_p}) * total / static_cast<double>(vocab);
+    keep_top(keys_, probs_, false, double{options_.top_p} * total, std::max(static_cast<float>(floor), kSmallest),
+             tied_, buckets_);
     total = sum_of(probs_);
   }
   if (options_.typical_p < 1) {
