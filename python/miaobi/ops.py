@@ -35,6 +35,12 @@ def matmul(
 
     The result goes into `out`, C-contiguous float32 (M, N) apart from a and b, where it is given.
     """
+    try:
+        # The core takes nothing but arrays of the right type and layout, so these need no look from here, which would
+        # take as long as a small product.
+        return _core.matmul(a, b, transpose_a, transpose_b, out)  # type: ignore[arg-type]
+    except TypeError:
+        pass
     if out is not None and not (isinstance(out, np.ndarray) and out.dtype == np.float32 and out.flags.c_contiguous):
         raise ValueError("expected out to be a C-contiguous array of float32")
     return _core.matmul(as_float32(a, "a"), as_float32(b, "b"), transpose_a, transpose_b, out)
