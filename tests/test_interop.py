@@ -81,7 +81,7 @@ def test_we_load_theirs(tmp_path: Path, torch: Any, transformers: Any, changes: 
     theirs = their_model(torch, transformers, **changes)
     theirs.save_pretrained(tmp_path)
     model = GPT.from_pretrained(tmp_path)
-    assert model.config == GPTConfig(**{**SHAPE, **changes})
+    assert model.config == GPTConfig(**{**SHAPE, **changes}, dropout=0.1)  # their default, unless it is set
     np.testing.assert_allclose(model.forward(IDS), logits(torch, theirs), atol=1e-4, rtol=0)
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(theirs(torch.tensor(IDS)).logits[:, :-1].mT, torch.tensor(IDS)[:, 1:])

@@ -86,7 +86,10 @@ class LayerHandle {
   }
   static std::string describe(const FloatArray& a) {
     std::string text = "(";
-    for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(a.shape(i));
+    for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+      if (i > 0) text += ", ";
+      text += std::to_string(a.shape(i));
+    }
     return text + ")";
   }
   static FloatArray like(const FloatArray& a, int64_t columns) {
