@@ -192,6 +192,34 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     assert grown < 50e6
 
 
+LIMITED = """
+import resource, sys
+from miaobi import text_encoding
+from miaobi.corpus import read_corpus
+text_encoding._WHOLE_BYTES = text_encoding._CHUNK_BYTES = 1 << 16
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (12 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+corpus = read_corpus(sys.argv[1])
+print(len(corpus), sum(map(len, corpus)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory")
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_a_text_larger_than_memory_is_read_in_every_format(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    lines = ["床前明月光，" * 1000] * 1200  # 22 MB, and 14 MB as str
+    if name == "a.json":
+        path.write_text(json.dumps(lines, ensure_ascii=False), "utf-8")
+    else:
+        mark = '"' if name == "a.jsonl" else ""
+        path.write_text("".join(f"{mark}{line}{mark}\n" for line in lines), "utf-8")
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED, path]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.stdout == "1200 7200000\n", done.stderr
+
+
 # --- what a corpus tells ---
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from miaobi import chat
 from miaobi.errors import FormatError
+from miaobi.json_stream import JsonError, list_items
 from miaobi.shuffle import permutation
 from miaobi.text_encoding import read_text
 
@@ -169,7 +170,7 @@ def read_corpus(
     `text_field`, or an object with a list of chat messages in "messages". Any other name is plain text: a document in
     each line, or, with the separator "blank", between blank lines. Empty documents are left out. A document that is a
     dialogue comes out as `miaobi.chat.render` writes it; with the format "chat" every one has to be, with an answer in
-    it, and comes out as its messages. Files of text and JSON lines may be larger than memory; pipes are kept in memory.
+    it, and comes out as its messages. Files may be larger than memory, single documents may not; pipes are kept there.
 
     Raises FileNotFoundError, OSError, FormatError for a file that is not such text, and ValueError if there is no
     document in a file or a line of more than a million characters.
@@ -259,7 +260,7 @@ def _documents(
     suffix = path.suffix.lower()
     values: Iterable[tuple[str, Any]]
     if suffix == ".json":
-        values = _json_values("".join(chunks), path)
+        values = _json_values(chunks, path)
     elif suffix == ".jsonl":
         values = _json_lines(chunks, path)
     else:
@@ -329,28 +330,27 @@ def _text_blocks(chunks: Iterator[str], path: Path, separator: Separator) -> Ite
 def _json_lines(chunks: Iterator[str], path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_lines(chunks, path), 1):
         if line.strip():
-            yield f"line {number}", _parse_json(line, path, f"line {number}: ")
+            yield f"line {number}", _parse_json(line, path, f"line {number}")
 
 
-def _json_values(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    values = _parse_json(text, path, "")
-    if isinstance(values, dict):
-        values = [values]
-    if not isinstance(values, list):
-        raise FormatError(path, f"expected a JSON list of documents, got {_json_name(values)}")
-    for number, value in enumerate(values, 1):
-        yield f"document {number}", value
+def _json_values(chunks: Iterator[str], path: Path) -> Iterator[tuple[str, Any]]:
+    hint = "; if each line is JSON of its own, name the file .jsonl"
+    try:
+        for number, (is_item, value) in enumerate(list_items(chunks), 1):
+            if not is_item and not isinstance(value, dict):
+                raise FormatError(path, f"expected a JSON list of documents, got {_json_name(value)}{hint}")
+            yield f"document {number}", value
+    except JsonError as error:
+        raise FormatError(path, f"expected JSON: {error}{hint}") from None
 
 
 def _parse_json(text: str, path: Path, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if not where else f"column {error.colno}"
-        hint = "" if where else "; if each line is JSON of its own, name the file .jsonl"
-        raise FormatError(path, f"{where}expected JSON: {error.msg} ({place}){hint}") from None
+        raise FormatError(path, f"{where}: expected JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError):
-        raise FormatError(path, f"{where}expected JSON of documents: a number too long or lists too deep") from None
+        raise FormatError(path, f"{where}: expected JSON: a number too long or lists too deep") from None
 
 
 def _json_name(value: object) -> str:
