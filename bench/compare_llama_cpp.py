@@ -6,8 +6,8 @@
 Decoding is one sequence, token by token, behind a prompt of 16 tokens; prefill is 128 tokens at once with the logits
 of the last. Both sides form the logits of every step, are given the same ids and are called through the cheapest
 interface that they have: llama.cpp's batches are made before. Its keys and values have 16 bits, for it is slower with
-32; ours have the precision of the weights. It rounds activations to bf16 beside bf16 weights, and has GELU in a table of
-16 bits, so logits are compared within 1% of the largest in float32 and 3% in bf16. Needs llama-cpp-python and gguf.
+32; ours have the precision of the weights. It rounds activations to bf16 beside bf16 weights, and has GELU in a table
+of 16 bits, so logits are compared within 1% of the largest in float32 and 3% in bf16. Needs llama-cpp-python and gguf.
 """
 
 from __future__ import annotations

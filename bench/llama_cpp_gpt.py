@@ -74,7 +74,7 @@ def _silent(level: int, text: bytes, data: object) -> None:
 
 
 class LlamaCpp:
-    """A model of a GGUF file and one sequence of its KV cache, which has the default of 16 bits: it is slower with 32."""
+    """A model of a GGUF file and one sequence of its KV cache, of 16 bits, as by default: 32 are slower."""
 
     def __init__(self, path: Path, positions: int) -> None:
         llama_cpp.llama_log_set(_silent, None)

@@ -45,6 +45,7 @@ __all__: list[str] = [
     "layer_norm_layer",
     "linear",
     "matmul",
+    "sample_cached",
     "sample_rows",
     "set_backend",
     "set_matmul_precision",
@@ -695,6 +696,18 @@ def matmul(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     op(a) op(b): float32 (M, K) x (K, N) -> (M, N), in `out` where it is given.
+    """
+
+def sample_cached(
+    model: GPT,
+    cache: KVCache,
+    sequences: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    samplers: collections.abc.Sequence[Sampler],
+    banned: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.int32]],
+) -> list[int]:
+    """
+    Appends one id to each of S cached sequences and gives what their samplers choose next, as sample_rows does.
     """
 
 def sample_rows(

@@ -28,6 +28,7 @@ _MAX_ROWS: Final = 32  # texts that are written at once; more give no more token
 _MAX_BYTES: Final = 2**29  # of cache for them
 _BLOCK: Final = 32  # tokens by which the cache hands out room
 _FORK_ROOM: Final = 2 * _BLOCK  # forks may hold a block that is not full and its copy
+_Chosen = tuple[int, NDArray[np.float32] | None]  # a token, and the logits (V,) it was chosen from if they are wanted
 
 
 def rows_for(model: GPT, texts: int, row_tokens: int) -> int:
@@ -144,7 +145,7 @@ class Session:
             for writer in writers:
                 writer.finish_reason = writer.finish_reason or "cancelled"
 
-    def _write_on(self, rows: list[_Row]) -> list[tuple[int, None]] | None:
+    def _write_on(self, rows: list[_Row]) -> list[_Chosen] | None:
         """The next token of texts that need no more than a sampler, by one call of the engine; None for others."""
         writers = [row.writer for row in rows]
         if any(writer.needs_logits for writer in writers):
@@ -158,7 +159,7 @@ class Session:
         )
         return None if tokens is None else [(token, None) for token in tokens]
 
-    def _choose(self, rows: list[_Row]) -> tuple[list[_Row], list[tuple[int, NDArray[np.float32]]]]:
+    def _choose(self, rows: list[_Row]) -> tuple[list[_Row], list[_Chosen]]:
         """The rows, now with the copies of those that had only a prompt, and the next token of each with its logits."""
         new = [row.new if row.writer.token < 0 else np.asarray([row.writer.token], np.int32) for row in rows]
         logits = advance([row.decoder for row in rows], new, self.check)

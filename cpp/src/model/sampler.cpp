@@ -21,6 +21,7 @@ constexpr int64_t kLongestLoop = 128, kLoopTokens = 24, kLoopTurns = 3;
 // Digits of a radix selection over the 31 bits of a float that is not negative, highest first.
 constexpr int kShifts[] = {20, 10, 0};
 constexpr size_t kBuckets = size_t{1} << 11;
+constexpr size_t kSorted = 64;  // few enough that sorting is cheaper than another pass over the buckets
 constexpr size_t kDrawBlock = 128;
 
 // Independent lanes let the compiler use vectors although sums and maxima of floats may not be reordered.
@@ -52,12 +53,16 @@ double sum_of(std::span<const float> x) {
 uint32_t bits(float x) { return std::bit_cast<uint32_t>(x); }
 
 // Leaves the candidates with the largest keys that together weigh at least `target`, and sets the weights of all
-// others to 0: among equal keys those with smaller ids stay. Keys are >= 0; `by_count` gives every key above 0
-// the weight 1. Keys below `floor`, which is above 0, are known to go. The place of the cut is found by radix
-// selection, so no vocabulary is slow, however flat.
+// others to 0: among equal keys those with smaller ids stay. Keys are in [0, 1]; `by_count` gives every key above 0
+// the weight 1. Keys below `floor`, which is above 0, are known to go. The place of the cut is found by radix selection
+// until few are left to be sorted, so no vocabulary is slow, however flat.
 void keep_top(std::span<const float> keys, std::span<float> weights, bool by_count, double target, float floor,
               std::vector<int32_t>& tied, std::vector<double>& buckets) {
-  const auto weight_of = [&](size_t i) { return by_count ? (keys[i] > 0 ? 1.0 : 0.0) : double{weights[i]}; };
+  const auto weight_of = [&](int32_t id) {
+    const auto i = static_cast<size_t>(id);
+    return by_count ? (keys[i] > 0 ? 1.0 : 0.0) : double{weights[i]};
+  };
+  const auto key_bits = [&](int32_t id) { return bits(keys[static_cast<size_t>(id)]); };
   uint32_t cut = 0;
   double above = 0;
   size_t count = 0;  // ids are stored unconditionally, here and below, since a branch would be guessed wrong
@@ -66,34 +71,37 @@ void keep_top(std::span<const float> keys, std::span<float> weights, bool by_cou
     count += keys[i] >= floor;
   }
   for (const int shift : kShifts) {
-    const uint32_t mask = shift == kShifts[0] ? kBuckets - 1 : kBuckets / 2 - 1;
-    std::fill(buckets.begin(), buckets.end(), 0.0);
+    if (count <= kSorted) break;
+    const bool first = shift == kShifts[0];
+    const uint32_t mask = first ? kBuckets - 1 : kBuckets / 2 - 1;
+    uint32_t digit = first ? bits(1.0f) >> shift : mask;  // the highest there is
+    std::fill_n(buckets.begin(), digit + 1, 0.0);
+    std::fill_n(buckets.begin() + kBuckets, digit + 1, 0.0);
     for (size_t n = 0; n < count; ++n) {
-      const auto i = static_cast<size_t>(tied[n]);
       // Two histograms in turns: neighbours often share a bucket, and would wait for each other.
-      buckets[(n % 2) * kBuckets + ((bits(keys[i]) >> shift) & mask)] += weight_of(i);
+      buckets[(n % 2) * kBuckets + ((key_bits(tied[n]) >> shift) & mask)] += weight_of(tied[n]);
     }
-    for (size_t b = 0; b <= mask; ++b) buckets[b] += buckets[kBuckets + b];
-    uint32_t digit = mask;
-    while (digit > 0 && above + buckets[digit] < target) above += buckets[digit--];
+    const auto bucket = [&] { return buckets[digit] + buckets[kBuckets + digit]; };
+    for (double next; digit > 0 && above + (next = bucket()) < target; --digit) above += next;
     cut |= digit << shift;
     size_t kept = 0;  // the ids in the bucket of the cut
     for (size_t n = 0; n < count; ++n) {
-      const auto i = static_cast<size_t>(tied[n]);
-      tied[kept] = static_cast<int32_t>(i);
-      kept += ((bits(keys[i]) >> shift) & mask) == digit;
+      const int32_t id = tied[n];
+      tied[kept] = id;
+      kept += ((key_bits(id) >> shift) & mask) == digit;
     }
     count = kept;
   }
-  for (size_t i = 0; i < keys.size(); ++i) weights[i] = bits(keys[i]) >= cut ? weights[i] : 0.0f;
-  for (size_t n = 0; n < count; ++n) {  // equal keys, by id
-    const auto i = static_cast<size_t>(tied[n]);
-    if (above >= target) {
-      weights[i] = 0.0f;
-    } else {
-      above += weight_of(i);
-    }
+  const auto rest = std::span(tied).first(count);
+  if (count <= kSorted) {  // else they are equal, in order of id
+    std::sort(rest.begin(), rest.end(),
+              [&](int32_t a, int32_t b) { return key_bits(a) != key_bits(b) ? key_bits(a) > key_bits(b) : a < b; });
   }
+  size_t kept = 0;
+  while (kept < count && above < target) above += weight_of(rest[kept++]);
+  if (kept > 0) cut = key_bits(rest[kept - 1]);
+  for (size_t i = 0; i < keys.size(); ++i) weights[i] = bits(keys[i]) >= cut ? weights[i] : 0.0f;
+  for (const int32_t id : rest.subspan(kept)) weights[static_cast<size_t>(id)] = 0.0f;
 }
 }  // namespace
 
