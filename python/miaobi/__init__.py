@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         set_matmul_precision,
         set_num_threads,
     )
+    from miaobi.bigram_init import bigram_init
     from miaobi.errors import FormatError
     from miaobi.generation import GenerationConfig, GenerationResult
     from miaobi.layers import (
@@ -45,6 +46,7 @@ _HOMES = {
         "__version__ available_backends build_info get_backend get_matmul_precision get_num_threads set_backend "
         "set_matmul_precision set_num_threads"
     ),
+    "bigram_init": "bigram_init",
     "errors": "FormatError",
     "generation": "GenerationConfig GenerationResult",
     "layers": ("FeedForward FusedGELULinear FusedLayerNormLinear LayerNorm Linear SelfAttention TransformerBlock"),
@@ -82,6 +84,7 @@ __all__ = [
     "Vocab",
     "__version__",
     "available_backends",
+    "bigram_init",
     "build_info",
     "get_backend",
     "get_cache_hit_rate",

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from miaobi.model import GPTConfig
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = ["INITS", "PRESETS", "Preset"]
+
+INITS: Final = ("bigrams", "random")  # how the weights of a new model begin
 
 
 @dataclass(frozen=True, kw_only=True)

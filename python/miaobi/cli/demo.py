@@ -66,7 +66,7 @@ def demo(
     opt.set_threads(threads)
     folder = out or _DEFAULT_OUT
     settings = {**_SETTINGS, "minutes": minutes, "seed": seed}
-    run = TrainRun(folder, "nano", settings, overwrite=overwrite or out is None)
+    run = TrainRun(folder, "nano", settings, overwrite=overwrite or out is None, init="random")
     run.print("妙笔 miaobi", "bold")
     run.print("A small language model learns Chinese from nothing, on this computer alone.")
     run.print("一个小语言模型在这台电脑上从零开始学中文。")

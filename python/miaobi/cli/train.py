@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from miaobi.cli import options as opt
-from miaobi.presets import PRESETS
+from miaobi.presets import INITS, PRESETS
 
 __all__ = ["train"]
 
@@ -42,6 +42,14 @@ def train(
         int | None,
         typer.Option(help="Number of tokens.", show_default="8000, or what the text supports", rich_help_panel=_MODEL),
     ] = None,
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(INITS),
+            help="Begin with weights that predict each token from the one before it, or with random ones.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "bigrams",
     minutes: Annotated[float | None, typer.Option(help="Train so many minutes.", rich_help_panel=_BUDGET)] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Go through the text so many times.", rich_help_panel=_BUDGET)
@@ -241,6 +249,9 @@ def train(
         raise ValueError("expected --resume, to go on, or --overwrite, to begin anew, got both")
     if format not in ("text", "chat"):
         raise ValueError(f"expected --format text or chat, got {format!r}")
+    source = context.get_parameter_source("init")
+    if from_model is not None and source is not None and source.name == "COMMANDLINE":
+        raise ValueError("expected --from, a model with weights, or --init for a new one, got both")
     if from_model is not None and (preset is not None or vocab_size is not None):
         raise ValueError("expected --from, or --preset and --vocab-size for a new model, got both")
     if mix_ratio is not None and not mix:
@@ -273,7 +284,7 @@ def train(
     from miaobi.cli.train_run import TrainRun
 
     opt.set_threads(threads)
-    run = TrainRun(out, preset, settings, resume=resume, overwrite=overwrite, from_model=from_model)
+    run = TrainRun(out, preset, settings, resume=resume, overwrite=overwrite, from_model=from_model, init=init)
     if tensorboard:
         run.write_tensorboard()
     with run:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from miaobi import chat
 from miaobi.batches import TokenData
+from miaobi.bigram_init import bigram_init
 from miaobi.checkpoint import TrainState, find_good_checkpoint, load_state
 from miaobi.cli.signals import stop_on_signals
 from miaobi.cli.train_view import TrainView, duration, make_console, one_line, size, working
@@ -27,7 +28,7 @@ from miaobi.corpus import Corpus, Document, Documents, Format, Separator, read_c
 from miaobi.errors import FormatError
 from miaobi.model import GPT, read_config
 from miaobi.plan import Machine, best_plan
-from miaobi.presets import PRESETS, Preset
+from miaobi.presets import INITS, PRESETS, Preset
 from miaobi.run_lock import RunLock
 from miaobi.token_file import tokenize
 from miaobi.tokenizer import TOKENIZER_FILE, JiebaTokenizer
@@ -70,6 +71,7 @@ class TrainRun:
         resume: bool = False,
         overwrite: bool = False,
         from_model: Path | None = None,
+        init: str = "bigrams",
         console: Console | None = None,
     ) -> None:
         """Checks all that can be checked before a file is read."""
@@ -87,7 +89,10 @@ class TrainRun:
         self._overwrite = overwrite
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"expected --preset {', '.join(PRESETS)}, got {preset!r}")
+        if init not in INITS:
+            raise ValueError(f"expected --init {' or '.join(INITS)}, got {init!r}")
         self._preset_name = preset
+        self._init = init
         _check_out(out, resume, overwrite)
         self._preset = PRESETS[preset or _DEFAULT_PRESET] if from_model is None else _preset_of(from_model)
         self._state = TrainState()
@@ -200,6 +205,9 @@ class TrainRun:
             if self._preset_name is None and self._given.get("minutes") is not None:
                 self._choose_preset()
             self.model = GPT(self._preset.model_config(self.tokenizer.vocab_size), seed=self.config.seed)
+            if self._init == "bigrams":
+                with working(self.console, "counting which token follows which"):
+                    bigram_init(self.model, self.train_data)
         self._say_model()
         if not self.config.sample_prompts:
             prompt = sample_prompt(self._example(), self.tokenizer)
