@@ -6,7 +6,7 @@
 "engine" is the model's step alone, the same tokens at the same lengths; the others are `LLM.generate` with its defaults
 (temperature 0.8, top-p 0.95), greedy, and `LLM.generate_batch` of 8 prompts, whose texts must be those of 8 single
 calls. The weights are random, but the last norm is scaled so that the distributions have the entropy of a trained
-model's, some 4 nats, for a flat one would let the sampler do what it never has to.
+model's, 4.5 nats, for a flat one would let the sampler do what it never has to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VOCAB_SIZE = 8000
 FIXED_TOKENS = 263  # special tokens and bytes
 TOKENS = 96
 PROMPTS = ["春风", "夏日", "秋月", "冬雪", "江南", "塞北", "明月", "故人"]
-SHARPNESS = 11.0
+SHARPNESS = 6.0
 
 
 def make_model(preset: str) -> tuple[miaobi.GPT, miaobi.JiebaTokenizer]:

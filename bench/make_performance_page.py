@@ -113,6 +113,8 @@ class Machine:
                 self.attention,
                 self.train,
                 self.decoding,
+                self.llama_cpp,
+                self.generate,
                 self.cache,
                 self.busy,
             )
@@ -341,15 +343,68 @@ class Machine:
             ),
         )
 
+    def llama_cpp(self) -> str:
+        cases = self.cases("compare_llama_cpp")
+        if not cases:
+            return ""
+
+        def bandwidth(row: Row) -> str:
+            peak = self.peak("memory", row["threads"])
+            if "gigabytes_per_second" not in row:
+                return "-"
+            return f"{row['gigabytes_per_second']} GB/s" + (
+                f", {row['gigabytes_per_second'] / peak:.0%}" if peak else ""
+            )
+
+        return (
+            "### Decoding and prefill beside llama.cpp\n\nThe same random weights, tokens/s of one sequence "
+            "(`python bench/compare_llama_cpp.py`): decoding one by one, and a\nprompt of 128 at once. The last column "
+            "is the rate at which decoding reads the weights, and its share of what memory gave\n`bench_gemm`; a model "
+            "that fits into L3 can be above 100%.\n\n"
+        ) + table(
+            ["model, weights, threads", "what", "miaobi", "llama.cpp", "ratio", "weights read"],
+            (
+                [
+                    f"{row['preset']}, {row['dtype']}, {row['threads']}",
+                    row["what"],
+                    *(f"{row['tokens_per_second'][side]:,.0f}" for side in ("miaobi", "llama.cpp")),
+                    f"{row['ratios']['llama.cpp']:.2f}",
+                    bandwidth(row),
+                ]
+                for row in cases
+            ),
+        )
+
+    def generate(self) -> str:
+        cases = self.cases("compare_generate")
+        if not cases:
+            return ""
+        sides = ("engine", "generate", "greedy", "batch of 8")
+        return (
+            "### Writing\n\n`LLM.generate` beside the model's steps alone, and 8 texts together beside one after the "
+            "other\n(`python bench/compare_generate.py`), tokens/s.\n\n"
+        ) + table(
+            ["model, weights, threads", *sides, "gain of the batch"],
+            (
+                [
+                    f"{row['preset']}, {row['dtype']}, {row['threads']}",
+                    *(f"{row['tokens_per_second'][f'miaobi {side}']:,.0f}" for side in sides),
+                    f"{row['batch_gain']:.2f}",
+                ]
+                for row in cases
+            ),
+        )
+
     def cache(self) -> str:
         cases = self.cases("compare_cache")
         if not cases:
             return ""
         return (
             "### What the KV cache saves\n\nWriting tokens one by one, ours with the cache and ours without it "
-            "(`python bench/compare_cache.py`), tokens/s.\n\n"
+            "(`python bench/compare_cache.py`), tokens/s; the last\ncolumn is what the project that we started from "
+            "claimed for its cache.\n\n"
         ) + table(
-            ["model, tokens", "threads", "with cache", "without", "ratio"],
+            ["model, tokens", "threads", "with cache", "without", "ratio", "claimed there"],
             (
                 [
                     f"{row['preset']}, {row['tokens']}",
@@ -357,6 +412,7 @@ class Machine:
                     f"{row['miaobi, tokens/s']:,.0f}",
                     f"{row['miaobi, no cache, tokens/s']:,.0f}",
                     f"{row['ratios']['miaobi, no cache']:.1f}",
+                    row.get("published_ratio_of_the_original", "-"),
                 ]
                 for row in cases
             ),

@@ -3,8 +3,9 @@
 
     python bench/plot_decode.py --out decode.png [--preset nano|small] [--threads 1 2] [--tokens 1000] [--texts 7]
 
-Needs matplotlib (pip install '.[plot]'). Writes the plot and, beside it, FILE.json with the median over the texts of
-each token's time. With a cache that costs the same at any length, the time grows only by what attention reads.
+Needs matplotlib (pip install '.[plot]'). Writes the plot, with weights in float32 and bf16, and, beside it, FILE.json
+with the median over the texts of each token's time. With a cache that costs the same at any length, the time grows only
+by what attention reads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import side_by_side as bench
@@ -59,18 +61,22 @@ def main() -> None:
     facts = bench.head()
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     lines = []
-    for threads in args.threads:
+    for threads, dtype in product(args.threads, ("float32", "bf16")):
         bench.use_threads(threads)
+        model.pack(dtype)
         token_times(model, args.tokens)
         median = np.median([token_times(model, args.tokens) for _ in range(args.texts)], axis=0)[FIRST - 1 :] * 1e6
         places = np.arange(FIRST, args.tokens + 1)
         slope, start = np.polyfit(places, median, 1)
         size = len(median) // SMOOTHED * SMOOTHED
         smooth = np.median(median[:size].reshape(-1, SMOOTHED), axis=1)
-        axes.plot(places[:size:SMOOTHED] + SMOOTHED / 2, smooth, label=f"{threads} thread{'s' * (threads > 1)}")
+        axes.plot(
+            places[:size:SMOOTHED] + SMOOTHED / 2, smooth, label=f"{dtype}, {threads} thread{'s' * (threads > 1)}"
+        )
         lines.append(
             {
                 "threads": threads,
+                "dtype": dtype,
                 "first_us": round(float(smooth[0]), 1),
                 "last_us": round(float(smooth[-1]), 1),
                 "us_per_token_of_context": round(float(slope), 5),
@@ -79,11 +85,11 @@ def main() -> None:
             }
         )
         print(
-            f"{threads} threads: {smooth[0]:.0f} us around token {FIRST + SMOOTHED // 2}, {smooth[-1]:.0f} us around "
-            f"token {args.tokens - SMOOTHED // 2}; {slope * 1000:.1f} us more for each 1000 tokens before it"
+            f"{threads} threads, {dtype}: {smooth[0]:.0f} us around token {FIRST + SMOOTHED // 2}, {smooth[-1]:.0f} us "
+            f"around token {args.tokens - SMOOTHED // 2}; {slope * 1000:.1f} us more for each 1000 tokens before it"
         )
     axes.set(xlabel="token", ylabel="time per token, µs", ylim=(0, None), xlim=(0, args.tokens))
-    axes.set_title(f"{args.preset} with {VOCAB_SIZE:,} tokens, float32 ({facts['cpu']}, {facts['isa']})", fontsize=10)
+    axes.set_title(f"{args.preset} with {VOCAB_SIZE:,} tokens ({facts['cpu']}, {facts['isa']})", fontsize=10)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(args.out, dpi=150)

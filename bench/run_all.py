@@ -4,13 +4,15 @@
     python bench/run_all.py [--minutes 15] [--only gemm train] [--out bench/results/NAME]
 
 Each part is a process of its own that gets a share of the time and is ended where it takes far more; its results are
-saved as they come, in a folder for this machine. Needs what the comparisons need (pip install '.[bench]') and, for the
-native part, CMake, Ninja and google-benchmark; without them that part is left out with a note.
+saved as they come, in a folder for this machine. Needs what the comparisons need (pip install '.[bench]'; '.[llama]'
+for the one with llama.cpp) and, for the native part, CMake, Ninja and google-benchmark; without them that part is left
+out with a note.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -53,6 +55,8 @@ PARTS = (
     Part("compare_fused_ops", 0.3),
     Part("busy_machine", 0.04),
     Part("compare_cache", 0.05),
+    Part("compare_generate", 0.03),
+    Part("compare_llama_cpp", 0.1),
     Part("bench_gemm", 0.05, ("--benchmark_min_time=0.05",)),
     # Making base, whose weights are drawn again for each line, would take longer than all others together.
     Part("bench_kv_cache", 0.05, ("--benchmark_min_time=0.05", "--benchmark_filter=nano|small")),
@@ -119,6 +123,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if any(part.native for part in parts) and not build_native():
         parts = [part for part in parts if not part.native]
+    if importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("gguf") is None:
+        print("The comparison with llama.cpp is left out: pip install '.[llama]'.")
+        parts = [part for part in parts if part.name != "compare_llama_cpp"]
     scale = max(60 * args.minutes - OVERRUN, 60) / sum(part.share for part in PARTS)
     complete = [run(part, part.share * scale, args.out / f"{part.name}.json") for part in parts]
     subprocess.run([sys.executable, str(ROOT / "bench" / "make_performance_page.py")], check=True)

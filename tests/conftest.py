@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from llm_helpers import small_model, small_tokenizer
 
 import miaobi
+from miaobi.llm import LLM
+from miaobi.model import GPT
+from miaobi.tokenizer import JiebaTokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -48,3 +52,21 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder}")
     return folder
+
+
+@pytest.fixture
+def tokenizer() -> JiebaTokenizer:
+    """That of the small model."""
+    return small_tokenizer()
+
+
+@pytest.fixture
+def model() -> GPT:
+    """The small model of the tests of generation. Shared: not to be changed."""
+    return small_model()
+
+
+@pytest.fixture
+def llm(model: GPT, tokenizer: JiebaTokenizer) -> LLM:
+    """A new LLM of the small model."""
+    return LLM(model, tokenizer)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llm_helpers import BEAMS, small_model, small_tokenizer
+from llm_helpers import BEAMS
 
 from miaobi.beam import beam_search
 from miaobi.decoding import Cancelled, Decoder
@@ -20,11 +20,6 @@ from miaobi.llm import LLM
 from miaobi.writing import Style
 
 EOS, BANNED = 0, 1
-
-
-@pytest.fixture
-def llm() -> LLM:
-    return LLM(small_model(), small_tokenizer())
 
 
 class TableModel:

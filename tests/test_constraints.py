@@ -23,11 +23,6 @@ WAYS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def llm() -> LLM:
-    return LLM(small_model(), small_tokenizer())
-
-
 def random_llm(words: list[str], seed: int = 1) -> LLM:
     """A model that knows nothing, with these words."""
     tokenizer = JiebaTokenizer(words)

@@ -20,8 +20,6 @@ from llm_helpers import (
     SAMPLED,
     CountingModel,
     scripted,
-    small_model,
-    small_tokenizer,
 )
 
 import miaobi
@@ -32,21 +30,6 @@ from miaobi.tokenizer import JiebaTokenizer
 
 USER = [{"role": "user", "content": "你好"}]
 PROMPTS = ["", "床前", "春眠不觉晓，" * 20, "床前明月光，疑是", "举头"]
-
-
-@pytest.fixture
-def tokenizer() -> JiebaTokenizer:
-    return small_tokenizer()
-
-
-@pytest.fixture
-def model() -> GPT:
-    return small_model()
-
-
-@pytest.fixture
-def llm(model: GPT, tokenizer: JiebaTokenizer) -> LLM:
-    return LLM(model, tokenizer)
 
 
 # --- options

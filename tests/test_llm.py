@@ -21,9 +21,9 @@ from llm_helpers import (
     SAMPLED,
     TEXTS,
     CountingModel,
+    new_model,
     scripted,
     small_model,
-    small_tokenizer,
 )
 
 import miaobi
@@ -39,21 +39,6 @@ PROMPTS = ["", "床前", "春眠不觉晓，" * 20]
 WAYS = pytest.mark.parametrize(
     "options", [SAMPLED, GREEDY, PENALISED, BEAMS], ids=["sampled", "greedy", "penalised", "beams"]
 )
-
-
-@pytest.fixture
-def tokenizer() -> JiebaTokenizer:
-    return small_tokenizer()
-
-
-@pytest.fixture
-def model() -> GPT:
-    return small_model()
-
-
-@pytest.fixture
-def llm(model: GPT, tokenizer: JiebaTokenizer) -> LLM:
-    return LLM(model, tokenizer)
 
 
 # --- the cache
@@ -326,8 +311,20 @@ def test_a_closed_llm_says_so(model: GPT, tokenizer: JiebaTokenizer) -> None:
     assert repr(llm) == "LLM(closed)"
 
 
+def test_all_llms_of_a_model_read_its_weights_as_the_same_dtype(tokenizer: JiebaTokenizer) -> None:
+    model = new_model()
+    with LLM(model, tokenizer, dtype="bf16") as rounded:
+        text = rounded.generate("床前", **SAMPLED)
+        with pytest.raises(ValueError, match=r'expected dtype="bf16", as another LLM of this model has, got "float32"'):
+            LLM(model, tokenizer)
+        assert LLM(model, tokenizer, dtype="bf16").generate("床前", **SAMPLED) == text
+    exact = LLM(model, tokenizer)
+    exact.generate("床前", **SAMPLED)
+    assert model.packed_as == "float32"
+
+
 def test_bf16_weights_and_cache_write_text_and_follow_training(tokenizer: JiebaTokenizer) -> None:
-    model = small_model()
+    model = new_model()
     rounded, exact = LLM(model, tokenizer, dtype="bf16"), LLM(small_model(), tokenizer)
     rounded.enable_kv_cache(dtype="bf16")
     assert rounded.generate(PROMPTS[1], **GREEDY) == rounded.generate(PROMPTS[1], **GREEDY)

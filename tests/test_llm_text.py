@@ -9,29 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_helpers import CONTEXT, scripted, small_model, small_tokenizer
+from llm_helpers import CONTEXT, scripted
 
 from miaobi.llm import LLM
-from miaobi.model import GPT
 from miaobi.token_rules import TokenRules
 from miaobi.tokenizer import JiebaTokenizer
 from miaobi.writing import StopFilter
-
-
-@pytest.fixture
-def tokenizer() -> JiebaTokenizer:
-    return small_tokenizer()
-
-
-@pytest.fixture
-def model() -> GPT:
-    return small_model()
-
-
-@pytest.fixture
-def llm(model: GPT, tokenizer: JiebaTokenizer) -> LLM:
-    return LLM(model, tokenizer)
-
 
 # --- stop strings and pieces
 

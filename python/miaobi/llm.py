@@ -65,7 +65,9 @@ class LLM:
     ) -> None:
         """With dtype="bf16" writing reads weights rounded to bfloat16: half the memory traffic, 8 bits of precision.
 
-        Raises ValueError if the model's vocabulary is not as large as the tokenizer's, and for another dtype.
+        All LLMs of one model have the same dtype, since it keeps one copy of its weights in the order of decoding; load
+        the model twice to have both. Raises ValueError if it has another LLM, not closed, with another dtype, if its
+        vocabulary is not as large as the tokenizer's, and for an unknown dtype.
         """
         if model.config.vocab_size != tokenizer.vocab_size:
             raise ValueError(

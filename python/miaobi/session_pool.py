@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,8 @@ class SessionPool:
     """Gives each call a session of its own. All methods may be called from any thread; after `close` they raise."""
 
     def __init__(self, model: GPT, dtype: str = "float32") -> None:
-        """`dtype`: what the weights are read as, "float32" or "bf16"."""
+        """`dtype`: how the weights are read, "float32" or "bf16". ValueError if another pool of the model differs."""
+        _share(model, self, dtype)
         self._model: GPT | None = model
         self._dtype = dtype
         self._packed_weights = b""  # a sample of those that the model has packed
@@ -44,6 +46,11 @@ class SessionPool:
         self._idle_weights = b""
         self._busy: list[Session] = []
         self._forward: Decoder | None = None  # of `forward`
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are read as."""
+        return self._dtype
 
     @property
     def model(self) -> GPT:
@@ -94,6 +101,8 @@ class SessionPool:
     def close(self) -> None:
         """Forgets the model; what is being written raises ValueError at its next token."""
         with self._lock:
+            if self._model is not None:
+                _POOLS[self._model].discard(self)
             self._model = self._forward = None
             self._idle = []
             for session in self._busy:
@@ -184,3 +193,21 @@ class SessionPool:
         """A sample of the parameters, to see whether they changed."""
         arena = self.model.arena
         return arena[:: max(len(arena) // _SAMPLED_WEIGHTS, 1)].tobytes()
+
+
+# A model has one packed copy of its weights: pools that wanted different ones would change each other's texts.
+_POOLS: Final[WeakKeyDictionary[GPT, WeakSet[SessionPool]]] = WeakKeyDictionary()
+_POOLS_LOCK: Final = threading.Lock()
+
+
+def _share(model: GPT, pool: SessionPool, dtype: str) -> None:
+    """Counts a pool among those of its model. Raises ValueError if one of them reads the weights as something else."""
+    with _POOLS_LOCK:
+        pools = _POOLS.setdefault(model, WeakSet())
+        other = next((pool.dtype for pool in pools if pool.dtype != dtype), None)
+        if other is not None:
+            raise ValueError(
+                f'[llm] expected dtype="{other}", as another LLM of this model has, got "{dtype}"; close that one, or '
+                "load the model a second time with GPT.from_pretrained(dir)"
+            )
+        pools.add(pool)
