@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -158,6 +160,29 @@ def test_a_run_by_the_clock_follows_the_clock(
     end = resumed.resume(tmp_path / "b/checkpoints/last").fit(TEXTS, VALIDATION)
     assert 5 < spent < 30
     assert 60 <= end.elapsed < 66
+
+
+def test_bf16_learns_as_float32_does_on_three_seeds() -> None:
+    tokenizer = make_tokenizer()
+
+    def losses(seed: int, precision: Literal["float32", "bf16"]) -> list[float]:
+        found: list[float] = []
+
+        def listener(event: TrainEvent) -> None:
+            if isinstance(event, StepEvent):
+                found.append(event.loss)
+
+        model = GPT(replace(make_model(tokenizer).config, n_embd=32), seed=seed)
+        settings = config(steps=60, evaluations=1, seed=seed, precision=precision)
+        Trainer(model, tokenizer, settings, listener=listener).fit(TEXTS)
+        return found
+
+    exact, rounded = (np.array([losses(seed, name) for seed in (0, 1, 2)]) for name in ("float32", "bf16"))
+    assert (exact != rounded).mean() > 0.9  # it was on
+    ends, differences = exact[:, -10:].mean(1), (rounded - exact)[:, -10:].mean(1)
+    assert ends.max() < 0.7 * exact[:, 0].min()
+    assert np.abs(differences).max() < np.ptp(ends)  # less than what another seed changes
+    assert np.abs(rounded - exact).max() < 0.1
 
 
 # --- settings ---
