@@ -131,10 +131,12 @@ void one_row(const KernelTable& table, int64_t n, int64_t k, const Operand& a, c
   });
 }
 
-// Columns of a piece: `longest`, or less where there would be too few pieces for the threads.
+// Columns of a piece: `longest`, or less where there would be too few pieces for the threads. One thread takes rows of
+// B whole: each part of a row is a run that the prefetcher has to find anew.
 int64_t group_for(const KernelTable& table, int64_t m, int64_t n, int64_t k, int64_t longest) {
   const int64_t threads = m * n * k <= kSerialWork ? 1 : get_num_threads();
-  return std::min(round_up(longest, table.nr), round_up(ceil_div(n, 2 * threads), 4 * table.nr));
+  const int64_t share = threads == 1 ? n : ceil_div(n, 2 * threads);
+  return std::min(round_up(longest, table.nr), round_up(share, 4 * table.nr));
 }
 
 // Many rows: blocks of B go through cache, and for each of them blocks of A. panels(j0, cols, k0, depth) gives one.

@@ -130,40 +130,44 @@ inline Vec dropout_factors(const DropoutMask& mask, int64_t row, int64_t col, in
 }
 
 // `row` and `col` are the place in C.
-MIAOBI_INLINE Vec epilogue_one(Vec c, const Epilogue& e, const float* bias, const float* grad_of, const float* residual,
-                               int64_t row, int64_t col, int64_t n) {
-  const auto get = [n](const float* p) { return n == kW ? Vec::load(p) : Vec::load_n(p, n); };
-  if (bias) c = c + get(bias);
-  if (grad_of) {
-    if (e.activation == Activation::kGelu) c = c * gelu_grad(get(grad_of));
-    if (e.activation == Activation::kRelu) c = c * relu_grad(get(grad_of));
-  } else if (e.activation == Activation::kGelu) {
-    c = gelu(c);
-  } else if (e.activation == Activation::kRelu) {
-    c = relu(c);
+// What the activation of an epilogue does to c; `x` is what its derivative is taken of, or null.
+template <Activation kKind, bool kGrad>
+MIAOBI_INLINE void epilogue_rows(const Epilogue& e, int64_t row0, int64_t rows, int64_t col0, int64_t cols, float* c,
+                                 int64_t ldc) {
+  for (int64_t row = row0; row < row0 + rows; ++row, c += ldc) {
+    const float* bias = e.bias ? e.bias + col0 : nullptr;
+    const float* grad_of = kGrad ? e.grad_of + row * e.grad_of_stride + col0 : nullptr;
+    const float* residual = e.residual ? e.residual + row * e.residual_stride + col0 : nullptr;
+    const auto one = [&](int64_t j, int64_t n, auto load) {
+      Vec y = load(c + j);
+      if (bias) y = y + load(bias + j);
+      if constexpr (kKind == Activation::kGelu) y = kGrad ? y * gelu_grad(load(grad_of + j)) : gelu(y);
+      if constexpr (kKind == Activation::kRelu) y = kGrad ? y * relu_grad(load(grad_of + j)) : relu(y);
+      if (e.dropout.is_on()) y = y * dropout_factors(e.dropout, row, col0 + j, n);
+      return residual ? y + load(residual + j) : y;
+    };
+    for_each_vec(
+        cols, [&](int64_t j) { one(j, kW, [](const float* p) { return Vec::load(p); }).store(c + j); },
+        [&](int64_t j, int64_t n) { one(j, n, [n](const float* p) { return Vec::load_n(p, n); }).store_n(c + j, n); });
   }
-  if (e.dropout.is_on()) c = c * dropout_factors(e.dropout, row, col, n);
-  if (residual) c = c + get(residual);
-  return c;
 }
 
-// A column panel of C that was just written and is still in L1: `rows` x `cols`, from column col0 on.
-inline void apply_epilogue(const Epilogue& e, int64_t rows, int64_t col0, int64_t cols, float* c, int64_t ldc) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* bias = e.bias ? e.bias + col0 : nullptr;
-    const float* grad_of = e.grad_of ? e.grad_of + row * e.grad_of_stride + col0 : nullptr;
-    const float* residual = e.residual ? e.residual + row * e.residual_stride + col0 : nullptr;
-    for (int64_t j = 0; j < cols; j += kW) {
-      const int64_t n = cols - j < kW ? cols - j : kW;
-      float* p = c + row * ldc + j;
-      const Vec x = n == kW ? Vec::load(p) : Vec::load_n(p, n);
-      const Vec y = epilogue_one(x, e, bias ? bias + j : nullptr, grad_of ? grad_of + j : nullptr,
-                                 residual ? residual + j : nullptr, row, col0 + j, n);
-      if (n == kW) {
-        y.store(p);
-      } else {
-        y.store_n(p, n);
-      }
+// Rows and columns of C that were just written, from (row0, col0) on; c is where they begin.
+inline void apply_epilogue(const Epilogue& e, int64_t row0, int64_t rows, int64_t col0, int64_t cols, float* c,
+                           int64_t ldc) {
+  constexpr Activation kNone = Activation::kNone, kGelu = Activation::kGelu, kRelu = Activation::kRelu;
+  const auto f = e.activation == kGelu   ? e.grad_of ? epilogue_rows<kGelu, true> : epilogue_rows<kGelu, false>
+                 : e.activation == kRelu ? e.grad_of ? epilogue_rows<kRelu, true> : epilogue_rows<kRelu, false>
+                                         : epilogue_rows<kNone, false>;
+  f(e, row0, rows, col0, cols, c, ldc);
+}
+
+// What the epilogue of a tile is going to read, long before it does.
+MIAOBI_INLINE void prefetch_epilogue(const Epilogue& e, int64_t row0, int64_t rows, int64_t col) {
+  for (int64_t r = row0; r < row0 + rows; ++r) {
+    for (int64_t v = col; v < col + kNr; v += kLine) {
+      if (e.grad_of) MIAOBI_PREFETCH(e.grad_of + r * e.grad_of_stride + v);
+      if (e.residual) MIAOBI_PREFETCH(e.residual + r * e.residual_stride + v);
     }
   }
 }
@@ -194,9 +198,9 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
       if (together > 1) {
         const TileFn<Right> f = together == 2 ? t.two_panels : t.many;
         f(k, ap, a.k_stride, panel_of(j), b.panel_stride, b.k_stride, row + j, ldc, load_c, 0);
-        continue;
       }
-      for (int64_t p = j; p < j + cols; p += kNr) {
+      for (int64_t p = j; together == 1 && p < j + cols; p += kNr) {
+        if (epilogue) prefetch_epilogue(*epilogue, i, rows, p);
         // The part of C that the next tile starts from and ends in would otherwise be waited for with empty pipelines.
         const bool end = p + kNr >= j + cols;
         const float* next = end ? row + height * ldc + j : row + p + kNr;
@@ -209,8 +213,8 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
         const TileFn<Right> f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
         f(k, ap, a.k_stride, panel_of(p), b.panel_stride, b.k_stride, row + p, ldc, load_c, tail);
       }
+      if (epilogue) apply_epilogue(*epilogue, i, rows, j, cols, row + j, ldc);
     }
-    if (epilogue) apply_epilogue(*epilogue, m, j, cols, c + j, ldc);
     j += cols;
   }
 }
@@ -226,7 +230,7 @@ inline void gemm_block(int64_t m, int64_t n, int64_t k, const Panels& a, const P
 }
 
 inline void epilogue_block(const Epilogue& e, int64_t rows, int64_t cols, float* c, int64_t ldc) {
-  apply_epilogue(e, rows, 0, cols, c, ldc);
+  apply_epilogue(e, 0, rows, 0, cols, c, ldc);
 }
 
 // --- packing ---------------------------------------------------------------------------------------------
@@ -301,6 +305,7 @@ inline void pack_row_major(const Operand& x, int64_t i0, int64_t count, int64_t 
       // only the last group may spill; it does so forward, into columns and panels yet to come.
       const auto load = [&](int64_t i, int64_t c, int64_t n) {
         const float* s = src + i * x.stride + c;
+        if (c % kLine == 0) MIAOBI_PREFETCH(s + panel * x.stride);
         return f(n == kW ? Vec::load(s) : Vec::load_n(s, n), row + i, k0 + c, n);
       };
       if (panel <= kW) {
@@ -328,42 +333,49 @@ MIAOBI_INLINE void copy_pieces(const Operand& x, int64_t row, int64_t col, int64
   }
 }
 
-// Stored rows are the k of the operand: each is cut into panel-wide pieces. A few rows at a time, so that a panel
-// is written in runs of several lines while the rows that it is read from stay in L1.
+// A run of `rows` stored rows, which are the k of the operand: each is cut into panel-wide pieces. dst is where the run
+// begins in the first of the panels, which are `depth` rows long; `last` where the run ends them.
 template <class F>
-inline void pack_column_major(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
-                              float* dst, const F& f) {
+inline void pack_run(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t rows, int64_t panel, float* dst,
+                     int64_t depth, bool last, const F& f) {
   const int64_t vectors = (panel + kW - 1) / kW;
-  for (int64_t r0 = 0; r0 < k; r0 += kRun) {
-    const int64_t r1 = r0 + kRun < k ? r0 + kRun : k;
-    for (int64_t p = 0; p < count; p += panel) {
-      int64_t r = r0;
-      float* out = dst + p * k + r * panel;
-      // Whole vectors, where lanes past the panel can be read, and land on its next row, which comes later.
-      if (p + vectors * kW <= count && vectors * kW <= 2 * panel && vectors <= 2) {
-        const int64_t rows = (panel % kW == 0 || r1 < k ? r1 : r1 - 1) - r0;
-        if (vectors == 1) {
-          copy_pieces<1>(x, k0 + r, i0 + p, rows, panel, out, f);
-        } else {
-          copy_pieces<2>(x, k0 + r, i0 + p, rows, panel, out, f);
-        }
-        r += rows;
-        out += rows * panel;
+  for (int64_t p = 0; p < count; p += panel) {
+    int64_t r = 0;
+    float* out = dst + p * depth;
+    // Whole vectors, where lanes past the panel can be read, and land on its next row, which comes later.
+    if (p + vectors * kW <= count && vectors * kW <= 2 * panel && vectors <= 2) {
+      r = panel % kW == 0 || !last ? rows : rows - 1;
+      if (vectors == 1) {
+        copy_pieces<1>(x, k0, i0 + p, r, panel, out, f);
+      } else {
+        copy_pieces<2>(x, k0, i0 + p, r, panel, out, f);
       }
-      const int64_t width = count - p < panel ? count - p : panel;
-      for (; r < r1; ++r, out += panel) {
-        const float* src = x.data + (k0 + r) * x.stride + i0 + p;
-        for (int64_t j = 0; j < width; j += kW) {
-          const int64_t n = width - j < kW ? width - j : kW;
-          const Vec v = f(n == kW ? Vec::load(src + j) : Vec::load_n(src + j, n), k0 + r, i0 + p + j, n);
-          if (n == kW) {
-            v.store(out + j);
-          } else {
-            v.store_n(out + j, n);
-          }
+      out += r * panel;
+    }
+    const int64_t width = count - p < panel ? count - p : panel;
+    for (; r < rows; ++r, out += panel) {
+      const float* src = x.data + (k0 + r) * x.stride + i0 + p;
+      for (int64_t j = 0; j < width; j += kW) {
+        const int64_t n = width - j < kW ? width - j : kW;
+        const Vec v = f(n == kW ? Vec::load(src + j) : Vec::load_n(src + j, n), k0 + r, i0 + p + j, n);
+        if (n == kW) {
+          v.store(out + j);
+        } else {
+          v.store_n(out + j, n);
         }
       }
     }
+  }
+}
+
+// A few rows at a time, so that a panel is written in runs of several lines while the rows that it is read from stay in
+// L1.
+template <class F>
+inline void pack_column_major(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
+                              float* dst, const F& f) {
+  for (int64_t r = 0; r < k; r += kRun) {
+    const int64_t rows = k - r < kRun ? k - r : kRun;
+    pack_run(x, i0, count, k0 + r, rows, panel, dst + r * panel, k, r + rows == k, f);
   }
 }
 
@@ -377,9 +389,42 @@ inline void pack_with(const Operand& x, int64_t i0, int64_t count, int64_t k0, i
   }
 }
 
+// A transform that costs more than the copy goes over whole rows into a strip that stays in L1, and from there into the
+// panels: for panels of 6 rows and vectors of 8, a quarter of its lanes would otherwise be thrown away. Rows are the k.
+inline void pack_transformed(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
+                             float* dst) {
+  if (!x.k_major || panel % kW == 0) {
+    pack_with(x, i0, count, k0, k, panel, dst, Transformed{x});
+    return;
+  }
+  constexpr int64_t kStrip = 512;  // columns; 16 KB with the rows of a run
+  alignas(64) float strip[kRun * kStrip + kW];
+  Operand plain;
+  plain.data = strip;
+  plain.stride = kStrip;
+  plain.k_major = true;
+  const Transformed f{x};
+  const int64_t step = kStrip / panel * panel;
+  for (int64_t p = 0; p < count; p += step) {
+    const int64_t width = count - p < step ? count - p : step;
+    for (int64_t r0 = 0; r0 < k; r0 += kRun) {
+      const int64_t rows = k - r0 < kRun ? k - r0 : kRun;
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* src = x.data + (k0 + r0 + r) * x.stride + i0 + p;
+        float* out = strip + r * kStrip;
+        for (int64_t j = 0; j < width; j += kLine) MIAOBI_PREFETCH(src + kRun * x.stride + j);
+        for_each_vec(
+            width, [&](int64_t j) { f(Vec::load(src + j), k0 + r0 + r, i0 + p + j, kW).store(out + j); },
+            [&](int64_t j, int64_t n) { f(Vec::load_n(src + j, n), k0 + r0 + r, i0 + p + j, n).store_n(out + j, n); });
+      }
+      pack_run(plain, 0, width, 0, rows, panel, dst + p * k + r0 * panel, k, r0 + rows == k, Identity{});
+    }
+  }
+}
+
 inline void pack(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* dst) {
   if (x.transform != Transform::kNone) {
-    pack_with(x, i0, count, k0, k, panel, dst, Transformed{x});
+    pack_transformed(x, i0, count, k0, k, panel, dst);
   } else if (x.bf16) {
     pack_with(x, i0, count, k0, k, panel, dst, RoundBf16{});
   } else {

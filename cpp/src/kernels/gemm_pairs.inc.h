@@ -54,7 +54,7 @@ inline void gemm_pairs_block(int64_t m, int64_t n, int64_t pairs, const uint32_t
       const PairTileFn f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
       f(pairs, a + i * pairs, height, b + j * pairs, c + i * ldc + j, ldc, load_c, tail);
     }
-    if (epilogue) apply_epilogue(*epilogue, m, j, cols, c + j, ldc);
+    if (epilogue) apply_epilogue(*epilogue, 0, m, j, cols, c + j, ldc);
   }
 }
 

@@ -51,7 +51,12 @@ int64_t ParameterArena::count() const {
   return n;
 }
 
-void ParameterArena::zero_grad() { std::memset(grads_.data(), 0, static_cast<size_t>(size_) * sizeof(float)); }
+void ParameterArena::zero_grad() {
+  constexpr int64_t kSpan = 1 << 18;  // 1 MB to a task
+  parallel_ranges(size_, kSpan, [&](int64_t begin, int64_t end) {
+    std::memset(grads_.data() + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
+  });
+}
 
 void init_normal(Parameter& p, float std, uint64_t seed, uint64_t stream) {
   const Rng rng(seed, stream);

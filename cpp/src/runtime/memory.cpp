@@ -17,8 +17,8 @@ namespace {
 std::atomic<int64_t> g_allocations{0};
 std::atomic<int64_t> g_bytes{0};
 
-// A buffer of at least one huge page begins at one and asks for them: rows of a matrix lie pages apart, and in a virtual
-// machine each entry that the TLB misses costs a walk through two page tables.
+// A buffer of at least one huge page begins at one and asks for them: rows of a matrix lie pages apart, and in a
+// virtual machine each entry that the TLB misses costs a walk through two page tables.
 constexpr int64_t kHugePage = 2 << 20;
 
 std::align_val_t alignment_of(int64_t bytes) {
