@@ -110,10 +110,38 @@ inline void product_of_queries(int64_t queries, int64_t keys, int64_t visible, b
   }
 }
 
+// Fetches upcoming matrices into L2, a few rows at a time: `steps` calls get all of them.
+class Fetcher {
+ public:
+  Fetcher(const Upcoming& upcoming, int64_t steps) : upcoming_(upcoming) {
+    int64_t rows = 0;
+    for (int32_t i = 0; i < upcoming.count; ++i) rows += upcoming.matrices[i].rows;
+    rows_each_ = rows / (steps > 1 ? steps : 1) + 1;
+  }
+  void step() {
+    for (int64_t i = 0; i < rows_each_ && matrix_ < upcoming_.count; ++i) {
+      const ConstMat& m = upcoming_.matrices[matrix_];
+      if (m.rows > 0) {
+        const float* p = m.row(row_);
+        for (int64_t c = 0; c < m.cols; c += kLine) MIAOBI_PREFETCH_L2(p + c);
+        MIAOBI_PREFETCH_L2(p + m.cols - 1);  // a row need not start with a line
+      }
+      if (++row_ >= m.rows) ++matrix_, row_ = 0;
+    }
+  }
+
+ private:
+  const Upcoming& upcoming_;
+  int64_t rows_each_, row_ = 0;
+  int32_t matrix_ = 0;
+};
+
 // Scores of one panel of queries with the first `keys` keys of a tile, whole tiles of them.
-MIAOBI_INLINE void scores_of_panel(int64_t keys, int64_t d, const float* left, const float* transposed, float* st) {
+MIAOBI_INLINE void scores_of_panel(int64_t keys, int64_t d, const float* left, const float* transposed, float* st,
+                                   Fetcher& fetcher) {
   for (int64_t j = 0; j < keys; j += kMr) {
     tile<float, kMr, 2, false>(d, left + j * d, kMr, transposed, 0, kNr, st + j * kTileQueries, kTileQueries, false, 0);
+    fetcher.step();
   }
 }
 
@@ -135,6 +163,11 @@ MIAOBI_INLINE void clear_rows(int64_t begin, int64_t end, float* st) {
     Vec::zero().store(st + j * kTileQueries);
     Vec::zero().store(st + j * kTileQueries + kW);
   }
+}
+
+// How many tiles of scores there are, about.
+constexpr int64_t score_tiles(int64_t queries, int64_t keys, bool causal) {
+  return queries * keys / (causal ? 2 : 1) / (kNr * kMr);
 }
 
 struct Softmax {
@@ -175,7 +208,7 @@ inline int64_t attention_forward_scratch(int64_t length, int64_t d) {
 }
 
 inline void attention_forward(const AttentionHead& head, int64_t query_begin, int64_t query_end, Mat o, float* lse,
-                              int64_t lse_stride, float* scratch) {
+                              int64_t lse_stride, const Upcoming& upcoming, float* scratch) {
   const int64_t d = head.q.cols, ldo = ceil_to(d, kNr);
   const int64_t all_keys = head.causal ? query_end : head.k.rows;
   Carver carver{scratch};
@@ -189,6 +222,7 @@ inline void attention_forward(const AttentionHead& head, int64_t query_begin, in
   const float factor = kLog2E / __builtin_sqrtf(static_cast<float>(d));
   const Vec lanes = lane_index();
   alignas(64) Softmax soft;
+  Fetcher fetcher(upcoming, score_tiles(query_end - query_begin, all_keys, head.causal));
 
   for (int64_t q0 = query_begin; q0 < query_end; q0 += kTileQueries) {
     const int64_t queries = lesser(kTileQueries, query_end - q0);
@@ -199,7 +233,7 @@ inline void attention_forward(const AttentionHead& head, int64_t query_begin, in
       const int64_t keys = lesser(kTileKeys, visible - k0);
       for (int64_t i = 0; i < queries; i += kNr) {
         const Sight sight(q0 + i, k0, keys, head.causal);
-        scores_of_panel(sight.some, d, kl + k0 * d, qt + i * d, st + i);
+        scores_of_panel(sight.some, d, kl + k0 * d, qt + i * d, st + i, fetcher);
         clear_rows(sight.some, lesser(keys, sight.some + kMr), st + i);
         for (int64_t v = i; v < i + kNr; v += kW) {
           const Vec position = lanes + Vec::set1(static_cast<float>(q0 + v - k0));
@@ -240,7 +274,8 @@ MIAOBI_INLINE void probabilities(const Sight& sight, int64_t rows, Vec position,
   }
 }
 
-inline void attention_backward(const AttentionHead& head, const AttentionGradients& g, float* scratch) {
+inline void attention_backward(const AttentionHead& head, const AttentionGradients& g, const Upcoming& upcoming,
+                               float* scratch) {
   const int64_t d = head.q.cols, length = head.q.rows, ld = ceil_to(d, kNr), padded = ceil_to(length, kNr);
   Carver carver{scratch};
   float* kl = carver.take(left_size(length, d));
@@ -270,6 +305,7 @@ inline void attention_backward(const AttentionHead& head, const AttentionGradien
   for (int64_t i = length; i < padded; ++i) lse[i] = -kMinusInf, delta[i] = 0.0f;
   __builtin_memset(dq, 0, sizeof(float) * static_cast<size_t>(length * ld));
   const Vec lanes = lane_index();
+  Fetcher fetcher(upcoming, 2 * score_tiles(length, length, head.causal));
 
   for (int64_t k0 = 0; k0 < length; k0 += kTileKeys) {
     const int64_t keys = lesser(kTileKeys, length - k0), rows = ceil_to(keys, kMr);
@@ -281,8 +317,8 @@ inline void attention_backward(const AttentionHead& head, const AttentionGradien
       for (int64_t i = 0; i < queries; i += kNr) {
         const Sight sight(q0 + i, k0, keys, head.causal);
         const int64_t computed = ceil_to(sight.some, kMr);
-        scores_of_panel(sight.some, d, kl + k0 * d, qt + (q0 + i) * d, p + i);
-        scores_of_panel(sight.some, d, vl + k0 * d, dot + (q0 + i) * d, ds + i);
+        scores_of_panel(sight.some, d, kl + k0 * d, qt + (q0 + i) * d, p + i, fetcher);
+        scores_of_panel(sight.some, d, vl + k0 * d, dot + (q0 + i) * d, ds + i, fetcher);
         clear_rows(computed, lesser(rows, computed + kMr), ds + i);
         for (int64_t v = i; v < i + kNr; v += kW) {
           const Vec position = lanes + Vec::set1(static_cast<float>(q0 + v - k0));

@@ -40,6 +40,13 @@ struct AttentionHead {
   ConstMat q, k, v;
   bool causal;
 };
+// Matrices that are needed soon: what a head writes at its end, and what the next one reads. Rows of a head are a line
+// or two each, far apart, and no machine's prefetcher follows them; they are fetched while the head is computed.
+struct Upcoming {
+  static constexpr int32_t kMost = 8;
+  ConstMat matrices[kMost];
+  int32_t count = 0;
+};
 struct AttentionGradients {
   ConstMat d_o, o;
   const float* lse;
@@ -123,8 +130,9 @@ struct KernelTable {
   // Rows [query_begin, query_end) of O and of lse; a row's bits do not depend on the others. query_begin is a multiple
   // of attention_queries.
   void (*attention_forward)(const AttentionHead& head, int64_t query_begin, int64_t query_end, Mat o, float* lse,
-                            int64_t lse_stride, float* scratch);
-  void (*attention_backward)(const AttentionHead& head, const AttentionGradients& gradients, float* scratch);
+                            int64_t lse_stride, const Upcoming& upcoming, float* scratch);
+  void (*attention_backward)(const AttentionHead& head, const AttentionGradients& gradients, const Upcoming& upcoming,
+                             float* scratch);
   // Floats of scratch that a head of this length and size takes.
   int64_t (*attention_forward_scratch)(int64_t length, int64_t head_size);
   int64_t (*attention_backward_scratch)(int64_t length, int64_t head_size);

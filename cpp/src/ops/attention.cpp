@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "kernels/dispatch.h"
+#include "miaobi/cpu.h"
 #include "ops/split.h"
 
 namespace miaobi {
@@ -28,6 +29,25 @@ void check_shapes(const char* op, const RaggedBatch& batch, const AttentionShape
   }
   MIAOBI_CHECK(lse.rows == batch.tokens() && lse.cols == shape.heads, "[", op, "] expected lse (", batch.tokens(), ", ",
                shape.heads, "), got (", lse.rows, ", ", lse.cols, ")");
+}
+
+// What a head leaves for later and what the next task of its thread reads: about as many tasks on as there are threads.
+// Nothing where that would drive from L2 what the head itself works on.
+Upcoming upcoming_of(std::initializer_list<ConstMat> written, std::initializer_list<ConstMat> read,
+                     const RaggedBatch& batch, const AttentionShape& shape, int64_t task, int threads) {
+  Upcoming upcoming;
+  const auto add = [&](std::initializer_list<ConstMat> matrices, int64_t t) {
+    if (t >= batch.sequences * shape.heads) return;
+    for (const ConstMat& m : matrices) {
+      upcoming.matrices[upcoming.count++] = head_view(m, batch, shape, t / shape.heads, t % shape.heads);
+    }
+  };
+  add(written, task);
+  add(read, task + threads);
+  int64_t floats = 0;
+  for (int32_t i = 0; i < upcoming.count; ++i) floats += upcoming.matrices[i].rows * shape.head_size;
+  if (floats * static_cast<int64_t>(sizeof(float)) > cache_sizes().l2 / 2) upcoming.count = 0;
+  return upcoming;
 }
 
 AttentionHead head_of(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& batch, const AttentionShape& shape,
@@ -61,8 +81,9 @@ void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& ba
     const AttentionHead head = head_of(q, k, v, batch, shape, s, h);
     const int64_t begin = part * part_rows, end = std::min(begin + part_rows, head.q.rows);
     if (begin >= end) return;
+    const Upcoming upcoming = parts > 1 ? Upcoming{} : upcoming_of({o}, {k, v, q}, batch, shape, task, scratch.slots);
     table.attention_forward(head, begin, end, head_view(o, batch, shape, s, h), lse.row(batch.offsets[s]) + h,
-                            lse.stride, scratch[slot]);
+                            lse.stride, upcoming, scratch[slot]);
   });
 }
 
@@ -78,7 +99,7 @@ void attention_backward(ConstMat d_o, ConstMat q, ConstMat k, ConstMat v, ConstM
     const auto view = [&](auto matrix) { return head_view(matrix, batch, shape, s, h); };
     table.attention_backward(
         head, {view(d_o), view(o), lse.row(batch.offsets[s]) + h, lse.stride, view(dq), view(dk), view(dv)},
-        scratch[slot]);
+        upcoming_of({dv, dk, dq}, {k, v, q, d_o, o}, batch, shape, task, scratch.slots), scratch[slot]);
   });
 }
 
