@@ -31,6 +31,13 @@ void check_shapes(const char* op, const RaggedBatch& batch, const AttentionShape
                shape.heads, "), got (", lse.rows, ", ", lse.cols, ")");
 }
 
+// Task t of a loop over sequences and heads. Neighbours are of different sequences: threads that wrote neighbouring
+// heads of the same rows would take lines of O and lse from each other.
+struct Unit {
+  int64_t s, h;
+  Unit(int64_t task, const RaggedBatch& batch) : s(task % batch.sequences), h(task / batch.sequences) {}
+};
+
 // What a head leaves for later and what the next task of its thread reads: about as many tasks on as there are threads.
 // Nothing where that would drive from L2 what the head itself works on.
 Upcoming upcoming_of(std::initializer_list<ConstMat> written, std::initializer_list<ConstMat> read,
@@ -39,7 +46,8 @@ Upcoming upcoming_of(std::initializer_list<ConstMat> written, std::initializer_l
   const auto add = [&](std::initializer_list<ConstMat> matrices, int64_t t) {
     if (t >= batch.sequences * shape.heads) return;
     for (const ConstMat& m : matrices) {
-      upcoming.matrices[upcoming.count++] = head_view(m, batch, shape, t / shape.heads, t % shape.heads);
+      const Unit unit(t, batch);
+      upcoming.matrices[upcoming.count++] = head_view(m, batch, shape, unit.s, unit.h);
     }
   };
   add(written, task);
@@ -77,7 +85,9 @@ void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& ba
   const LoopScratch scratch(Scratch::kAttention, table.attention_forward_scratch(batch.longest, shape.head_size));
   parallel_for_slots(heads * parts, scratch.slots, [&](int64_t task, int slot) {
     // The last part of a causal head is the longest: it goes first.
-    const int64_t part = parts - 1 - task / heads, s = task % heads / shape.heads, h = task % shape.heads;
+    const int64_t part = parts - 1 - task / heads;
+    const Unit unit(task % heads, batch);
+    const int64_t s = unit.s, h = unit.h;
     const AttentionHead head = head_of(q, k, v, batch, shape, s, h);
     const int64_t begin = part * part_rows, end = std::min(begin + part_rows, head.q.rows);
     if (begin >= end) return;
@@ -93,7 +103,8 @@ void attention_backward(ConstMat d_o, ConstMat q, ConstMat k, ConstMat v, ConstM
   const KernelTable& table = kernels_in_use();
   const LoopScratch scratch(Scratch::kAttention, table.attention_backward_scratch(batch.longest, shape.head_size));
   parallel_for_slots(batch.sequences * shape.heads, scratch.slots, [&](int64_t task, int slot) {
-    const int64_t s = task / shape.heads, h = task % shape.heads;
+    const Unit unit(task, batch);
+    const int64_t s = unit.s, h = unit.h;
     const AttentionHead head = head_of(q, k, v, batch, shape, s, h);
     if (head.q.rows == 0) return;
     const auto view = [&](auto matrix) { return head_view(matrix, batch, shape, s, h); };
