@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Cutting text into words, and words into tokens: miaobi/segmenter.h, miaobi/encoder.h.
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 #include <pybind11/typing.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <shared_mutex>
 #include <string>
 #include <utility>
@@ -48,7 +51,7 @@ class SharedSegmenter {
  public:
   explicit SharedSegmenter(const SharedDictionary& base) : segmenter_(base.dictionary) {}
 
-  Words cut(const py::str& text, bool hmm) const {
+  Words cut(PyObject* text, bool hmm) const {
     const TextView view = view_of(text);
     if (view.size > kShortText) {
       std::vector<int64_t> ends;
@@ -64,12 +67,20 @@ class SharedSegmenter {
   py::typing::List<Words> cut_batch(const py::typing::List<py::str>& texts, bool hmm) const {
     const TextBatch batch(texts);
     std::vector<std::vector<int64_t>> ends(batch.views.size());
-    read(batch.characters(), [&] {
-      miaobi::parallel_for(static_cast<int64_t>(ends.size()),
-                           [&](int64_t i) { segmenter_.cut(batch.views[i], hmm, ends[i]); });
-    });
     py::typing::List<Words> result(ends.size());
-    for (size_t i = 0; i < ends.size(); ++i) result[i] = words_of(batch.texts[i], ends[i]);
+    compute_and_build(
+        batch.views,
+        [&](int64_t begin, int64_t end) {
+          use([&](const miaobi::Segmenter& segmenter) {
+            for (int64_t i = begin; i < end; ++i) segmenter.cut(batch.views[i], hmm, ends[i]);
+          });
+        },
+        [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            put(result, i, words_of(batch.texts[i].ptr(), ends[i]).release().ptr());
+            ends[i] = {};
+          }
+        });
     return result;
   }
 
@@ -78,9 +89,11 @@ class SharedSegmenter {
     std::vector<miaobi::Span> words;
     read(view.size, [&] { segmenter_.cut_for_search(view, hmm, words); });
     Words result(words.size());
-    for (size_t i = 0; i < words.size(); ++i) {
-      put(result, i, SharedWords::part_of(view, text.ptr(), words[i].begin, words[i].end));
-    }
+    with_units(view, [&](const auto* s) {
+      for (size_t i = 0; i < words.size(); ++i) {
+        put(result, i, SharedWords::part_of(s, text.ptr(), words[i].begin, words[i].end));
+      }
+    });
     return result;
   }
 
@@ -129,19 +142,17 @@ class SharedSegmenter {
     return result;
   }
 
-  // body(segmenter), while nobody changes it.
+  // body(segmenter), while nobody changes it. Nothing in it may wait for the GIL: who has that may wait for the lock.
   template <class Body>
-  void use(int64_t characters, Body&& body) const {
-    read(characters, [&] { body(segmenter_); });
+  void use(Body&& body) const {
+    const std::shared_lock<std::shared_mutex> lock(mutex_);
+    body(segmenter_);
   }
 
  private:
   template <class Body>
   void read(int64_t characters, Body&& body) const {
-    without_gil(characters, [&] {
-      const std::shared_lock<std::shared_mutex> lock(mutex_);
-      body();
-    });
+    without_gil(characters, [&] { use([&](const miaobi::Segmenter&) { body(); }); });
   }
   template <class Body>
   void write(Body&& body) {
@@ -153,6 +164,42 @@ class SharedSegmenter {
   miaobi::Segmenter segmenter_;
   mutable std::shared_mutex mutex_;
 };
+
+// cut(text, hmm) of a segmenter as a function for itself: pybind11 takes longer to find out what was called than a
+// short text takes to be cut.
+PyObject* cut_at_once(PyObject* capsule, PyObject* const* arguments, Py_ssize_t count) {
+  const auto* const segmenter =
+      static_cast<const std::shared_ptr<const SharedSegmenter>*>(PyCapsule_GetPointer(capsule, nullptr));
+  if (segmenter == nullptr) return nullptr;
+  if (count != 2 || !PyUnicode_Check(arguments[0])) {
+    PyErr_Format(PyExc_TypeError, "[segment] expected str, got %s; decode bytes first",
+                 count > 0 ? Py_TYPE(arguments[0])->tp_name : "nothing");
+    return nullptr;
+  }
+  const int hmm = PyObject_IsTrue(arguments[1]);
+  if (hmm < 0) return nullptr;
+  try {
+    return (*segmenter)->cut(arguments[0], hmm != 0).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+py::typing::Callable<Words(py::str, bool)> cutter(const std::shared_ptr<const SharedSegmenter>& segmenter) {
+  static PyMethodDef definition{"cut", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&cut_at_once)),
+                                METH_FASTCALL, "cut(text, hmm) -> the words of text"};
+  auto* const held = new std::shared_ptr<const SharedSegmenter>(segmenter);
+  const py::capsule capsule(held,
+                            [](void* data) { delete static_cast<std::shared_ptr<const SharedSegmenter>*>(data); });
+  PyObject* const function = PyCFunction_New(&definition, capsule.ptr());
+  if (function == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::typing::Callable<Words(py::str, bool)>>(function);
+}
 
 using Ids = py::typing::List<py::int_>;
 
@@ -169,23 +216,60 @@ class SharedEncoder {
   Ids encode(const py::str& text) const {
     const TextView view = view_of(text);
     std::vector<int32_t> ids;
-    segmenter_->use(view.size, [&](const miaobi::Segmenter& segmenter) {
+    without_gil(view.size, [&] {
       ids.reserve(static_cast<size_t>(view.size));
-      encoder_.encode(segmenter, view, hmm_, ids, nullptr);
+      add_ids(view, ids, nullptr);
     });
-    return list_of(ids);
+    return list_of(ids.data(), ids.size());
   }
 
   py::typing::List<Ids> encode_batch(const py::typing::List<py::str>& texts) const {
     const TextBatch batch(texts);
     std::vector<std::vector<int32_t>> ids(batch.views.size());
-    segmenter_->use(batch.characters(), [&](const miaobi::Segmenter& segmenter) {
-      miaobi::parallel_for(static_cast<int64_t>(ids.size()),
-                           [&](int64_t i) { encoder_.encode(segmenter, batch.views[i], hmm_, ids[i], nullptr); });
-    });
     py::typing::List<Ids> result(ids.size());
-    for (size_t i = 0; i < ids.size(); ++i) result[i] = list_of(ids[i]);
+    compute_and_build(
+        batch.views,
+        [&](int64_t begin, int64_t end) {
+          segmenter_->use([&](const miaobi::Segmenter& segmenter) {
+            for (int64_t i = begin; i < end; ++i) encoder_.encode(segmenter, batch.views[i], hmm_, ids[i], nullptr);
+          });
+        },
+        [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            put(result, i, list_of(ids[i].data(), ids[i].size()).release().ptr());
+            ids[i] = {};
+          }
+        });
     return result;
+  }
+
+  // The ids of all texts, one after the other, and where those of each begin, with their end behind.
+  py::typing::Tuple<py::array_t<int32_t>, py::array_t<int64_t>> encode_arrays(
+      const py::typing::List<py::str>& texts) const {
+    const TextBatch batch(texts);
+    const size_t count = batch.views.size();
+    py::array_t<int64_t> starts(static_cast<py::ssize_t>(count + 1));
+    int64_t* const start = starts.mutable_data();
+    start[0] = 0;
+    std::vector<std::vector<int32_t>> ids(count);
+    compute_and_build(
+        batch.views,
+        [&](int64_t begin, int64_t end) {
+          segmenter_->use([&](const miaobi::Segmenter& segmenter) {
+            for (int64_t i = begin; i < end; ++i) encoder_.encode(segmenter, batch.views[i], hmm_, ids[i], nullptr);
+          });
+        },
+        [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) start[i + 1] = start[i] + static_cast<int64_t>(ids[i].size());
+        });
+    py::array_t<int32_t> all(start[count]);
+    int32_t* const to = all.mutable_data();
+    without_gil(start[count], [&] {
+      miaobi::parallel_ranges(static_cast<int64_t>(count), 64, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) std::copy(ids[i].begin(), ids[i].end(), to + start[i]);
+      });
+    });
+    return py::make_tuple(all, starts);
   }
 
   py::typing::Tuple<Ids, py::typing::List<py::typing::Tuple<py::int_, py::int_>>> encode_with_offsets(
@@ -193,17 +277,20 @@ class SharedEncoder {
     const TextView view = view_of(text);
     std::vector<int32_t> ids;
     std::vector<miaobi::Span> offsets;
-    segmenter_->use(view.size,
-                    [&](const miaobi::Segmenter& segmenter) { encoder_.encode(segmenter, view, hmm_, ids, &offsets); });
+    without_gil(view.size, [&] { add_ids(view, ids, &offsets); });
     py::typing::List<py::typing::Tuple<py::int_, py::int_>> spans(offsets.size());
     for (size_t i = 0; i < offsets.size(); ++i) spans[i] = py::make_tuple(offsets[i].begin, offsets[i].end);
-    return py::make_tuple(list_of(ids), spans);
+    return py::make_tuple(list_of(ids.data(), ids.size()), spans);
   }
 
  private:
-  Ids list_of(const std::vector<int32_t>& ids) const {
-    Ids result(ids.size());
-    for (size_t i = 0; i < ids.size(); ++i) put(result, i, ints_[static_cast<size_t>(ids[i])].inc_ref().ptr());
+  void add_ids(TextView text, std::vector<int32_t>& ids, std::vector<miaobi::Span>* offsets) const {
+    segmenter_->use([&](const miaobi::Segmenter& segmenter) { encoder_.encode(segmenter, text, hmm_, ids, offsets); });
+  }
+
+  Ids list_of(const int32_t* ids, size_t count) const {
+    Ids result(count);
+    for (size_t i = 0; i < count; ++i) put(result, i, ints_[static_cast<size_t>(ids[i])].inc_ref().ptr());
     return result;
   }
 
@@ -224,8 +311,9 @@ class Counter {
   void add_words(const py::typing::List<py::str>& texts, const std::vector<int64_t>& times) {
     const TextBatch batch(texts);
     MIAOBI_CHECK(times.size() == batch.views.size(), "[Counter] expected a number for each text");
-    segmenter_->use(batch.characters(), [&](const miaobi::Segmenter& segmenter) {
-      counter_.add_words(segmenter, batch.views, times, hmm_);
+    without_gil(batch.characters(), [&] {
+      segmenter_->use(
+          [&](const miaobi::Segmenter& segmenter) { counter_.add_words(segmenter, batch.views, times, hmm_); });
     });
   }
 
@@ -263,7 +351,7 @@ void register_text(py::module_& m) {
   py::class_<SharedSegmenter, std::shared_ptr<SharedSegmenter>>(
       m, "Segmenter", "Cuts text as jieba does; safe to share between threads.")
       .def(py::init<const SharedDictionary&>(), "dictionary"_a)
-      .def("cut", &SharedSegmenter::cut, "text"_a, "hmm"_a, "As jieba.lcut(text, HMM=hmm).")
+      .def("cutter", &cutter, "cut(text, hmm), as jieba.lcut(text, HMM=hmm); it keeps the segmenter alive.")
       .def("cut_batch", &SharedSegmenter::cut_batch, "texts"_a, "hmm"_a, "The words of each text, on all threads.")
       .def("cut_for_search", &SharedSegmenter::cut_for_search, "text"_a, "hmm"_a,
            "As jieba.lcut_for_search(text, HMM=hmm).")
@@ -280,6 +368,8 @@ void register_text(py::module_& m) {
            "words[i] has the id first_word + i, byte b the id first_byte + b.")
       .def("encode", &SharedEncoder::encode, "text"_a, "The ids; ValueError for half of a surrogate pair.")
       .def("encode_batch", &SharedEncoder::encode_batch, "texts"_a, "The ids of each text, on all threads.")
+      .def("encode_arrays", &SharedEncoder::encode_arrays, "texts"_a,
+           "The ids of all texts one after the other, int32, and where each text's begin, int64, the end behind them.")
       .def("encode_with_offsets", &SharedEncoder::encode_with_offsets, "text"_a,
            "The ids, and for each the characters [begin, end) that it stands for.");
   py::class_<Counter>(m, "Counter", "Counts characters, and the words of two or more characters.")

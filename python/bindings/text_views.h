@@ -5,11 +5,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/typing.h>
 
-#include <cstring>
+#include <atomic>
+#include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "miaobi/segmenter.h"
+#include "miaobi/threads.h"
 
 // The code points of `text`, in place: valid as long as the str lives, which is immutable.
 inline miaobi::TextView view_of(const pybind11::handle& text) {
@@ -22,8 +25,8 @@ struct TextBatch {
   explicit TextBatch(const pybind11::list& list) {
     for (const pybind11::handle text : list) {
       if (!PyUnicode_Check(text.ptr())) {
-        throw pybind11::type_error("[text] expected a list of str, got " +
-                                   std::string(pybind11::str(pybind11::type::handle_of(text))) + " in it");
+        throw pybind11::type_error(std::string("[text] expected str, got ") + Py_TYPE(text.ptr())->tp_name +
+                                   " in the list of texts; decode bytes first");
       }
       texts.push_back(pybind11::reinterpret_borrow<pybind11::str>(text));
       views.push_back(view_of(text));
@@ -46,36 +49,46 @@ inline void put(const pybind11::list& list, size_t i, PyObject* object) {
   PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), object);
 }
 
-// Frequent short words as str objects that are made once and shared: a text repeats them, and making and freeing one
-// costs more than finding it in the dictionary. Few enough (1,024, about 0.1 MB) to stay in the L2 cache; a word keeps
-// its place as long as it comes more often than the others that would have it. Used with the GIL held.
+// Single characters, and frequent words of up to four, as str objects that are made once and shared: a text repeats
+// them, and making and freeing one costs more than finding it here. A character has a place of its own; a word keeps
+// its place as long as it comes more often than the others that would have it, and there are few enough (1,024, about
+// 0.1 MB) to stay in the L2 cache. Used with the GIL held.
 class SharedWords {
  public:
-  // A new reference to text[begin, end).
-  static PyObject* part_of(const miaobi::TextView& view, PyObject* text, int64_t begin, int64_t end) {
+  // A new reference to text[begin, end), whose code units are s.
+  template <class Unit>
+  static PyObject* part_of(const Unit* s, PyObject* text, int64_t begin, int64_t end) {
+    static PyObject** const characters = new PyObject* [size_t{1} << 16] {};  // memory only where it is touched
     static Entry* const table = new Entry[size_t{1} << kBits]();
-    if (end - begin > kMaxLength) return PyUnicode_Substring(text, begin, end);
-    // 0 is left out because keys are padded with it.
-    uint64_t key = 0;
-    char32_t bits = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      const char32_t c = view[i];
-      if (c - 1 >= 0xFFFF) return PyUnicode_Substring(text, begin, end);
-      key = key << 16 | c;
-      bits |= c;
+    const int64_t length = end - begin;
+    char32_t all = s[begin];
+    if (length == 1 && all <= 0xFFFF) {
+      PyObject*& character = characters[all];
+      if (character == nullptr) character = PyUnicode_Substring(text, begin, end);
+      Py_XINCREF(character);
+      return character;
     }
+    if (length > kMaxLength) return PyUnicode_Substring(text, begin, end);
+    uint64_t key = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      all |= s[i];
+      key = key << 16 | s[i];
+    }
+    // Keys are padded with 0, so no word begins with it.
+    if (all > 0xFFFF || s[begin] == 0) return PyUnicode_Substring(text, begin, end);
     Entry& entry = table[(key * 0x9E3779B97F4A7C15u) >> (64 - kBits)];
-    if (entry.key == key && entry.word != nullptr) {
+    if (entry.key == key) {
       entry.credit += entry.credit < kMaxCredit;
       Py_INCREF(entry.word);
       return entry.word;
     }
     PyObject* word = nullptr;
-    if (bits > 0xFF && view.width == 2) {
+    if (sizeof(Unit) == 2 && all > 0xFF) {
       // What PyUnicode_Substring does, without looking for the largest character again.
-      word = PyUnicode_New(end - begin, 0xFFFF);
+      word = PyUnicode_New(length, 0xFFFF);
       if (word == nullptr) return nullptr;
-      std::memcpy(PyUnicode_2BYTE_DATA(word), static_cast<const char16_t*>(view.data) + begin, 2 * (end - begin));
+      Py_UCS2* const to = PyUnicode_2BYTE_DATA(word);
+      for (int64_t i = 0; i < length; ++i) to[i] = static_cast<Py_UCS2>(s[begin + i]);
     } else {
       word = PyUnicode_Substring(text, begin, end);
       if (word == nullptr) return nullptr;
@@ -92,7 +105,7 @@ class SharedWords {
 
  private:
   struct Entry {
-    uint64_t key;
+    uint64_t key;  // 0 where there is no word
     PyObject* word;
     int credit;
   };
@@ -100,6 +113,14 @@ class SharedWords {
   static constexpr int kMaxCredit = 16;
   static constexpr int64_t kMaxLength = 4;
 };
+
+// Calls body with a pointer to the code units.
+template <class Body>
+void with_units(const miaobi::TextView& view, Body&& body) {
+  if (view.width == 1) return body(static_cast<const uint8_t*>(view.data));
+  if (view.width == 2) return body(static_cast<const char16_t*>(view.data));
+  body(static_cast<const char32_t*>(view.data));
+}
 
 // Calls body without the GIL if the texts are long enough for that to cost less than it gives others.
 template <class Body>
@@ -110,13 +131,48 @@ void without_gil(int64_t characters, Body&& body) {
   body();
 }
 
-inline pybind11::typing::List<pybind11::str> words_of(const pybind11::handle& text, const std::vector<int64_t>& ends) {
+// A new list of the words of `text`, which end at `ends`.
+inline pybind11::typing::List<pybind11::str> words_of(PyObject* text, const std::vector<int64_t>& ends) {
   pybind11::typing::List<pybind11::str> words(ends.size());
-  const miaobi::TextView view = view_of(text);
-  int64_t begin = 0;
-  for (size_t i = 0; i < ends.size(); ++i) {
-    put(words, i, SharedWords::part_of(view, text.ptr(), begin, ends[i]));
-    begin = ends[i];
-  }
+  with_units(view_of(text), [&](const auto* s) {
+    int64_t begin = 0;
+    for (size_t i = 0; i < ends.size(); ++i) {
+      put(words, i, SharedWords::part_of(s, text, begin, ends[i]));
+      begin = ends[i];
+    }
+  });
   return words;
+}
+
+// Calls compute(begin, end) for parts of the texts on all threads, without the GIL, and build(begin, end) for each part
+// that is computed, with the GIL, in order and on the calling thread, which builds what it can in between. So what is
+// built under the GIL takes no time of its own unless it is more than the other threads' work.
+template <class Compute, class Build>
+void compute_and_build(const std::vector<miaobi::TextView>& texts, Compute&& compute, Build&& build) {
+  constexpr int64_t kPartCharacters = 8192;  // half a millisecond of work, many times what it costs to take the GIL
+  std::vector<int64_t> ends{0};
+  int64_t characters = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    characters += texts[i].size;
+    if (characters >= kPartCharacters || i + 1 == texts.size()) {
+      ends.push_back(static_cast<int64_t>(i + 1));
+      characters = 0;
+    }
+  }
+  const auto parts = static_cast<int64_t>(ends.size()) - 1;
+  const std::unique_ptr<std::atomic<bool>[]> done(new std::atomic<bool>[static_cast<size_t>(parts)]());
+  int64_t built = 0;
+  const auto caller = std::this_thread::get_id();
+  const pybind11::gil_scoped_release unlocked;
+  const auto build_ready = [&] {
+    if (built == parts || !done[built].load(std::memory_order_acquire)) return;
+    const pybind11::gil_scoped_acquire locked;
+    for (; built < parts && done[built].load(std::memory_order_acquire); ++built) build(ends[built], ends[built + 1]);
+  };
+  miaobi::parallel_for(parts, [&](int64_t part) {
+    compute(ends[part], ends[part + 1]);
+    done[part].store(true, std::memory_order_release);
+    if (std::this_thread::get_id() == caller) build_ready();
+  });
+  build_ready();
 }

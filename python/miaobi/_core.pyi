@@ -447,10 +447,6 @@ class Segmenter:
         """
         As jieba.add_word(word, frequency).
         """
-    def cut(self, text: str, hmm: bool) -> list[str]:
-        """
-        As jieba.lcut(text, HMM=hmm).
-        """
     def cut_all(self, text: str) -> list[str]:
         """
         As jieba.lcut(text, cut_all=True).
@@ -462,6 +458,10 @@ class Segmenter:
     def cut_for_search(self, text: str, hmm: bool) -> list[str]:
         """
         As jieba.lcut_for_search(text, HMM=hmm).
+        """
+    def cutter(self) -> collections.abc.Callable[[str, bool], list[str]]:
+        """
+        cut(text, hmm), as jieba.lcut(text, HMM=hmm); it keeps the segmenter alive.
         """
     def frequency(self, word: str) -> int:
         """
@@ -498,6 +498,12 @@ class Encoder:
     def encode(self, text: str) -> list[int]:
         """
         The ids; ValueError for half of a surrogate pair.
+        """
+    def encode_arrays(
+        self, texts: list[str]
+    ) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int64]]:
+        """
+        The ids of all texts one after the other, int32, and where each text's begin, int64, the end behind them.
         """
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """

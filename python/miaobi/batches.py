@@ -68,15 +68,17 @@ def encode_documents(
             [document] if isinstance(document, str) else [segment.text for segment in found or ()]
             for document, found in zip(group, segments, strict=True)
         ]
-        encoded = iter(tokenizer.encode_batch(list(chain.from_iterable(parts))))
+        all_ids, starts = tokenizer.encode_arrays(chain.from_iterable(parts))
+        done = 0  # parts
         for texts, found in zip(parts, segments, strict=True):
-            pieces = list(islice(encoded, len(texts)))
-            ids = np.array([bos, *chain.from_iterable(pieces), eos], np.int32)
+            ends = starts[done : done + len(texts) + 1]
+            done += len(texts)
+            ids = np.concatenate([[bos], all_ids[ends[0] : ends[-1]], [eos]]).astype(np.int32)
             if found is None:
                 yield TokenDocument(ids, len(texts[0]))
                 continue
             learned = [segment.learned for segment in found]
-            flags = np.repeat(learned, [len(piece) for piece in pieces])
+            flags = np.repeat(learned, np.diff(ends))
             scored = np.concatenate([[False], flags, learned[-1:]]).astype(np.bool_)
             yield TokenDocument(ids, sum(len(segment.text) for segment in found if segment.learned), scored)
 

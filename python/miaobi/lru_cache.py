@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 __all__ = ["CacheInfo", "LRUCache", "get_cache_hit_rate", "reset_cache_stats"]
@@ -90,6 +91,29 @@ class LRUCache:
                 self._hits += 1
                 _total_hits += 1
             return ids
+
+    def get_many(self, texts: list[str]) -> list[tuple[int, ...] | None] | None:
+        """What `get` gives for each text, or None if that is None for all. Raises TypeError if a text is no str."""
+        global _total_hits, _total_misses
+        with _lock:
+            known = [self._entries.get(text) for text in texts] if self._entries else []
+            hits = len(known) - known.count(None)
+            self._hits += hits
+            self._misses += len(texts) - hits
+            _total_hits += hits
+            _total_misses += len(texts) - hits
+            if not hits:
+                return None
+            for text, ids in zip(texts, known, strict=True):
+                if ids is not None:
+                    self._entries.move_to_end(text)
+            return known
+
+    def put_many(self, entries: Iterable[tuple[str, list[int]]]) -> None:
+        """`put` for each text with its ids."""
+        if self._max_entries:
+            for text, ids in entries:
+                self.put(text, tuple(ids))
 
     def put(self, text: str, ids: tuple[int, ...]) -> None:
         """Keeps `ids` for `text` as the most recently used, and drops the least recently used beyond the limits."""

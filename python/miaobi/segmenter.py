@@ -9,7 +9,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -33,18 +33,19 @@ class Segmenter:
     def __init__(self, user_dict: str | os.PathLike[str] | None = None) -> None:
         """Reads jieba's dictionary when the first one is made (0.05 s); `user_dict` as `load_userdict`."""
         self._core: Final = _core.Segmenter(_dictionary())
+        self._cut: Final = self._core.cutter()
         if user_dict is not None:
             self.load_userdict(user_dict)
 
     def segment(self, text: str, hmm: bool = False) -> list[str]:
         """The words of `text` in order; joined they are `text` again. As `jieba.lcut(text, HMM=hmm)`."""
-        return self._core.cut(_text(text), hmm)
+        return self._cut(text, hmm)
 
     def segment_batch(self, texts: Iterable[str], hmm: bool = False) -> list[list[str]]:
         """The words of each text, cut on all threads of the engine."""
         if isinstance(texts, str):
             raise TypeError("[segment] expected a list of texts, got one str; call segment(text)")
-        return self._core.cut_batch([_text(text) for text in texts], hmm)
+        return self._core.cut_batch(list(texts), hmm)
 
     def cut_for_search(self, text: str, hmm: bool = False) -> list[str]:
         """The words of `text`, each after the words of two and three characters in it.
@@ -141,9 +142,7 @@ def segment(text: str, hmm: bool = False) -> list[str]:
 
     The first call reads jieba's dictionary (0.05 s). Raises TypeError if `text` is not a str.
     """
-    if not isinstance(text, str):
-        return default_segmenter().segment(text, hmm)  # which says so
-    return _default_core().cut(text, hmm)
+    return (_cut or _load_cut())(text, hmm)
 
 
 def segment_batch(texts: Iterable[str], hmm: bool = False) -> list[list[str]]:
@@ -157,9 +156,14 @@ def default_segmenter() -> Segmenter:
     return Segmenter()
 
 
-@functools.cache
-def _default_core() -> _core.Segmenter:
-    return default_segmenter().core
+# segment of the default segmenter, once it is there: looked up in the shortest way, for short texts are many.
+_cut: Callable[[str, bool], list[str]] | None = None
+
+
+def _load_cut() -> Callable[[str, bool], list[str]]:
+    global _cut
+    _cut = default_segmenter().core.cutter()
+    return _cut
 
 
 @functools.cache

@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from miaobi import _core
 from miaobi.errors import FormatError
@@ -23,9 +23,14 @@ from miaobi.tokenizer_train import Coverage, Progress, choose_tokens, count_text
 from miaobi.unicode import encode_utf8
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from miaobi.token_explain import Explanation
 
 __all__ = ["SPECIAL_TOKENS", "TOKENIZER_FILE", "Coverage", "DecodeStream", "JiebaTokenizer"]
+
+_T = TypeVar("_T")
 
 TOKENIZER_FILE: Final = "miaobi_tokenizer.json"  # not tokenizer.json: transformers would take that for its own
 SPECIAL_TOKENS: Final = ("<|pad|>", "<|unk|>", "<|bos|>", "</s>", "<|sep|>", "<|cls|>", "<|mask|>")
@@ -220,22 +225,34 @@ class JiebaTokenizer:
         if isinstance(texts, str):
             raise TypeError("[tokenizer] expected a list of texts, got one str; call encode(text)")
         texts = list(texts)
-        for text in texts:
-            if not isinstance(text, str):
-                raise TypeError(f"[tokenizer] expected str, got {type(text).__name__}; decode bytes first")
-        known = [self._cache.get(text) for text in texts]
+        known = self._cache.get_many(texts)
+        if known is None:  # none of them is there, which is so for most large batches: no detour
+            lists = self._encode_all(self._encoder.encode_batch, texts)
+            self._cache.put_many(zip(texts, lists, strict=True))
+            return lists
         new = list(dict.fromkeys(text for text, ids in zip(texts, known, strict=True) if ids is None))
+        made = dict(zip(new, self._encode_all(self._encoder.encode_batch, new), strict=True))
+        self._cache.put_many(made.items())
+        return [list(made[text] if ids is None else ids) for text, ids in zip(texts, known, strict=True)]
+
+    def encode_arrays(self, texts: Iterable[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The token ids of all texts one after the other, (N,), and where they start, (texts + 1,).
+
+        Those of text i are `ids[starts[i]:starts[i + 1]]`. On all threads of the engine and past the cache: for text to
+        train on, where lists of Python's ints would take longer to make than the ids. Raises as `encode`.
+        """
+        if isinstance(texts, str):
+            raise TypeError("[tokenizer] expected a list of texts, got one str; wrap it: [text]")
+        return self._encode_all(self._encoder.encode_arrays, list(texts))
+
+    def _encode_all(self, encode: Callable[[list[str]], _T], texts: list[str]) -> _T:
+        """encode(texts), with an error that says which text is wrong, and how to repair it."""
         try:
-            lists = self._encoder.encode_batch(new)
+            return encode(texts)
         except ValueError:
             for number, text in enumerate(texts):
                 encode_utf8(text, f"text {number}")
             raise
-        made = dict(zip(new, lists, strict=True))
-        if self._cache.info().max_entries:
-            for text, made_ids in made.items():
-                self._cache.put(text, tuple(made_ids))
-        return [list(made[text] if ids is None else ids) for text, ids in zip(texts, known, strict=True)]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; special tokens become nothing, or their names if not `skip_special_tokens`.
