@@ -34,6 +34,7 @@ of calls stands beside it. A ratio says how many times as fast miaobi is, turn b
 """
 
 Row = dict[str, Any]
+LOSSES = ("training", "validation")  # of a comparison of precisions
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -112,6 +113,8 @@ class Machine:
                 self.fused,
                 self.attention,
                 self.train,
+                self.vocabulary,
+                self.precision,
                 self.decoding,
                 self.llama_cpp,
                 self.generate,
@@ -314,6 +317,47 @@ class Machine:
                 "\nPeak memory of a process that trains for some steps, and what it had before the model was made:\n\n"
             )
             text += table(["model", *(f"{name}{what}" for name in measured for what in (", peak", ", before"))], memory)
+        return text
+
+    def vocabulary(self) -> str:
+        rows = [
+            [
+                f"{row['preset']}, {threads_text(row['threads'])}",
+                f"{row['vocabulary']:,}",
+                f"{row['tokens_per_second']:,.0f}" + (f" (n={n})" if (n := row["sides"]["miaobi"]["n"]) < 20 else ""),
+                f"{row['original']:,.0f}" if "original" in row else "-",
+                f"{row['times_original']:.2f}" if "original" in row else "-",
+            ]
+            for row in self.cases("train_vocabulary")
+        ]
+        if not rows:
+            return ""
+        return (
+            "Ours by vocabulary and threads, beside what the original program, in Rust, was reported to reach on one "
+            "thread of another\nmachine (`python bench/train_vocabulary.py`).\n\n"
+            + table(["model", "vocabulary", "tokens/s", "original", "ratio"], rows)
+        )
+
+    def precision(self) -> str:
+        found = self.files.get("compare_precision")
+        if not found:
+            return ""
+        rows = [
+            [run["seed"], *(f"{run[side][loss]:.4f}" for loss in LOSSES for side in ("float32", "bf16"))]
+            for run in found["runs"]
+        ]
+        text = (
+            f"### Training in bf16\n\n{found['preset']}, {found['steps']} steps of {found['batch_tokens']:,} tokens "
+            "of poems, both precisions on the same batches; loss in nats per token\n"
+            "(`python bench/compare_precision.py`).\n\n"
+        )
+        text += table(["seed", *(f"{loss}, {side}" for loss in LOSSES for side in ("float32", "bf16"))], rows) + "\n"
+        for loss in LOSSES:
+            values = found["summary"][loss]
+            text += (
+                f"- {loss}: bf16 - float32 is {values['difference']:+.4f} in the mean, {values['largest']:+.4f} at "
+                f"most; seeds deviate by {values['seeds_deviation']:.4f}.\n"
+            )
         return text
 
     def decoding(self) -> str:

@@ -51,6 +51,7 @@ class Part:
 PARTS = (
     Part("compare_gemm", 0.15),
     Part("compare_train", 0.27),
+    Part("train_vocabulary", 0.04),
     Part("compare_attention", 0.09),
     Part("compare_fused_ops", 0.3),
     Part("busy_machine", 0.04),

@@ -302,6 +302,17 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 # --- failures ---
 
 
+def test_a_full_disk_where_a_run_locks_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=r"make room there.*train\.lock") as caught, RunLock(tmp_path / "new/out"):
+        pass
+    assert caught.value.errno == errno.ENOSPC
+    assert files_of(tmp_path) == []
+
+
 @pytest.mark.parametrize("file", ["trainer_state.json", "optimizer.safetensors", "model.safetensors"])
 @pytest.mark.parametrize("saves", [1, 2])
 def test_a_failed_save_leaves_nothing_behind(

@@ -19,7 +19,7 @@ from test_train_cli import POEMS, SMALL, Miaobi
 from train_helpers import TEXTS, VALIDATION, config, make_model, make_tokenizer
 
 from miaobi.errors import FormatError
-from miaobi.explain import explain
+from miaobi.explain import TokenView, explain
 from miaobi.html import Series, chart, heat_map
 from miaobi.llm import LLM
 from miaobi.model import GPT, GPTConfig
@@ -177,6 +177,7 @@ def test_a_sentence_explained(run: Path, tmp_path: Path, miaobi: Miaobi) -> None
             assert all(share >= token.probability for share in shares[:1])
         np.testing.assert_allclose(found.attention.sum(-1), 1, atol=1e-5)
     page = tmp_path / "page.html"
+    assert [TokenView("", p, []).percent for p in (0.5, 1e-6)] == ["50.00%", "<0.01%"]
     said = miaobi.good("explain", run, "明月<光", "--out", page)
     assert "bits" in said
     text = page.read_text("utf-8")

@@ -24,6 +24,11 @@ class TokenView(NamedTuple):
     probability: float
     alternatives: list[tuple[str, float]]
 
+    @property
+    def percent(self) -> str:
+        """The probability as it is shown."""
+        return f"{self.probability:.2%}" if self.probability >= 5e-5 else "<0.01%"
+
 
 class Explanation(NamedTuple):
     """The tokens after bos, the end token last, and attention weights (L, H, T, T) over bos and the text."""
@@ -73,13 +78,13 @@ def explanation_page(name: str, text: str, found: Explanation) -> str:
     for token in found.tokens:
         surprise = min(-math.log2(max(token.probability, 1e-300)) / 12, 1.0)
         body += (
-            f'<span style="background:rgba(214,69,50,{0.75 * surprise:.2f})" title="{token.probability:.2%}">'
+            f'<span style="background:rgba(214,69,50,{0.75 * surprise:.2f})" title="{escape(token.percent)}">'
             f"{escape(token.text)}</span>"
         )
     body += "</div><p class='sub'>The redder, the less expected. 越红越出乎意料。</p>"
     rows = [
         [
-            f"{token.probability:.2%}",
+            escape(token.percent),
             escape(token.text),
             " · ".join(f"{escape(other)} {share:.1%}" for other, share in token.alternatives),
         ]

@@ -83,8 +83,13 @@ def _lock(path: Path) -> int:
                 "it, or give another --out"
             ) from None
         if there:  # else its last owner removed it meanwhile, and the next one makes another
-            os.truncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
+            try:
+                os.truncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
+                raise OSError(error.errno, f"{error.strerror}; make room there, or give another --out", path) from None
             return descriptor
         os.close(descriptor)
 

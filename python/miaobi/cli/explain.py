@@ -40,7 +40,7 @@ def explain(
     for token in found.tokens:
         others = "  ".join(f"{opt.visible(name)} {share:.0%}" for name, share in token.alternatives[:3])
         style = "green" if token.text == token.alternatives[0][0] else ""
-        grid.add_row(opt.visible(token.text), f"{token.probability:.2%}", others, style=style)
+        grid.add_row(opt.visible(token.text), token.percent, others, style=style)
     Console(highlight=False, emoji=False, markup=False).print(grid)
     typer.echo(f"{found.bits:.1f} bits, {found.bits / len(text):.2f} a character")
     typer.echo(f"What each head looks at is in {out}")
