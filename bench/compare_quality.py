@@ -16,9 +16,9 @@ All have the tokenizer, documents, batch size in tokens, AdamW, warm-up, cosine 
 is that of ours with bigrams, --peer-learning-rate that of random weights, PyTorch's among them: ablate_training.py
 tells which are best. Ours packs documents without padding; PyTorch reads blocks of the documents laid end to end in
 random order, as is common there. The sides take turns of some seconds, so that a busy machine slows all alike; only
-their own work is on their clocks. All weights are scored by the same code on the same documents. Prints the curves and
-the time in which ours reach PyTorch's last figure; keeps the results as they come. Needs PyTorch, and matplotlib for the
-plot.
+their own work is on their clocks. All weights are scored by the same code on the same documents. Prints the curves
+and the time in which ours reach PyTorch's last figure; keeps the results as they come. Needs PyTorch, and matplotlib
+for the plot.
 """
 
 from __future__ import annotations
@@ -251,9 +251,9 @@ def main() -> None:
     ]
     if args.planned:
         best = best_plan(Machine.measure(), size, data.learned, minutes)
-        ours.append(
-            our_side(f"miaobi {best.name}", best.preset, data, size, minutes, best.preset.learning_rate, "bigrams")
-        )
+        if best.name != args.preset:
+            name, best_rate = f"miaobi {best.name}", best.preset.learning_rate
+            ours.append(our_side(name, best.preset, data, size, minutes, best_rate, "bigrams"))
     sides = peers + ours
     result: dict[str, Any] = {
         "script": "compare_quality",

@@ -338,11 +338,12 @@ class Machine:
                 ]
             )
         text = (
-            f"### Time to quality\n\n{found['preset']} with {found['vocabulary']:,} tokens on {found['text']}, batches "
-            f"of {batch} x {context}, {threads_text(found['threads'])}: PyTorch for {minutes:g} minutes, ours\nwith the "
-            "same random weights, ours as `miaobi train` begins (`bigram_init` on its clock), and that with a third of\n"
-            "the time for the whole run (`python bench/compare_quality.py`). All are scored on the same held-out text; "
-            "the\nlast two columns are the time in which ours come to PyTorch's last figure, and its share.\n\n"
+            f"### Time to quality\n\n{found['preset']} with {found['vocabulary']:,} tokens on {found['text']}, "
+            f"batches of {batch} x {context}, {threads_text(found['threads'])}: PyTorch for {minutes:g} minutes, ours\n"
+            "with the same random weights, ours as `miaobi train` begins (`bigram_init` on its clock), and that with\n"
+            "a third of the time for the whole run (`python bench/compare_quality.py`). All are scored on the same\n"
+            "held-out text; the last two columns are the time in which ours come to PyTorch's last figure, and its\n"
+            "share.\n\n"
         )
         text += table(["side", "rate", "seconds", "tokens", "bits per character", "reached in", "share"], rows)
         plot = self.folder / "compare_quality.png"
@@ -358,8 +359,8 @@ class Machine:
         points = range(len(cases[0]["curve"]))
         return (
             f"### What the recipe is worth\n\n{found['preset']} on {found['text']}, held-out bits per character after "
-            "so many tokens of a run of as many as the last column says\n(`python bench/ablate_training.py`): the weights "
-            "to begin with, contexts in a batch, the highest learning rate.\n\n"
+            "so many tokens of a run of as many as the last column says\n(`python bench/ablate_training.py`): the "
+            "weights to begin with, contexts in a batch, the highest learning rate.\n\n"
         ) + table(
             ["begins with", "batch", "rate", "seed", *(f"{round(cases[0]['curve'][i][0], -3):,}" for i in points)],
             (
