@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""Quality against time: ours and PyTorch train the same model on the same tokens, and are validated by one measure.
+"""Quality against time: ours and PyTorch train the same model on the same text, and are validated by one measure.
 
-    python bench/compare_quality.py TEXT [--val TEXT] [--preset nano] [--minutes 10] [--threads 2] [--planned]
-                                    [--compiled] [--json FILE] [--plot FILE]
+    python bench/compare_quality.py TEXT [--val TEXT] [--preset nano] [--minutes 10] [--threads 2] [--compiled]
+                                    [--planned] [--learning-rate R] [--peer-learning-rate R] [--json FILE] [--plot FILE]
 
-The sides take turns of some seconds, so that a busy machine slows all alike; only their own training steps are on their
-clocks. Same tokenizer, documents, weights to begin with, batch size in tokens, AdamW, clipping, and learning rate,
-which follows each side's clock. Ours packs documents without padding, as `miaobi train` does; PyTorch (torch_gpt.py,
-written for speed) reads blocks of the documents laid end to end in random order, as is common there. `--planned` adds
-a third side: ours with the preset that `miaobi plan` proposes for the text and time. All weights are scored by the same
-code on the same validation documents. Prints the curves and the time in which we reach PyTorch's last figure; needs
-PyTorch, and matplotlib for the plot.
+The sides:
+
+- PyTorch: torch_gpt.py, written for speed, eager; --compiled adds torch.compile, whose compiling is on its clock.
+- miaobi, random: the same weights to begin with, and all else the same: what raw speed alone gives.
+- miaobi: what `miaobi train` does, which is to begin with `bigram_init`; that is on its clock.
+- miaobi, a third: the same in a third of the time, for a rate that falls with the clock has not fallen by then.
+- with --planned: miaobi with the preset that `miaobi plan` proposes for the text and time.
+
+All have the tokenizer, documents, batch size in tokens, AdamW, warm-up, cosine and clipping in common. --learning-rate
+is that of ours with bigrams, --peer-learning-rate that of random weights, PyTorch's among them: ablate_training.py
+tells which are best. Ours packs documents without padding; PyTorch reads blocks of the documents laid end to end in
+random order, as is common there. The sides take turns of some seconds, so that a busy machine slows all alike; only
+their own work is on their clocks. All weights are scored by the same code on the same documents. Prints the curves
+and the time in which ours reach PyTorch's last figure; keeps the results as they come. Needs PyTorch, and matplotlib
+for the plot.
 """
 
 from __future__ import annotations
@@ -23,13 +31,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import side_by_side as bench
+
+import miaobi
+
+import numpy as np  # isort: skip - after side_by_side, which sets up its BLAS
 import torch
 from torch_gpt import TorchGPT
 
-import miaobi
 from miaobi.batches import Batches, TokenData
+from miaobi.bigram_init import bigram_init
 from miaobi.corpus import read_corpus
+from miaobi.files import write_atomic
 from miaobi.model import GPT
 from miaobi.plan import Machine, best_plan
 from miaobi.presets import PRESETS, Preset
@@ -41,48 +54,65 @@ SEED = 1
 POINTS = 20  # of each curve
 TURN_SECONDS = 10.0
 EVAL_TOKENS = 20_000
+BETAS = TrainConfig().betas
+
+Step = Callable[[int, float], int]  # (step number, learning rate) -> tokens
 
 
 class Side:
     """One way to train: a step, its clock, and the curve so far."""
 
-    def __init__(
-        self, name: str, preset: Preset, step: Callable[[int, float], int], weights: Callable[[], GPT]
-    ) -> None:
+    def __init__(self, name: str, step: Step, weights: Callable[[], GPT], minutes: float, learning_rate: float) -> None:
         self.name = name
-        self.preset = preset
-        self.weights = weights
+        self.settings = TrainConfig(minutes=minutes, learning_rate=learning_rate)
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
+        self._weights = weights
         self._step = step
         self._steps = self._tokens = 0
+        self._total = 60 * minutes
 
-    def train(self, until: float, minutes: float) -> None:
-        """Makes steps until its clock says `until`."""
-        settings = TrainConfig(minutes=minutes, learning_rate=self.preset.learning_rate)
+    @property
+    def is_over(self) -> bool:
+        return len(self.curve) > POINTS
+
+    def turn(self, validation: TokenData) -> None:
+        """Trains for some seconds, to the next point of the curve at most; there it is validated, off the clock."""
+        point = self._total * len(self.curve) / POINTS
+        until = min(self.seconds + TURN_SECONDS, point)
         while self.seconds < until:
             begun = time.perf_counter()
-            rate = settings.learning_rate_at(min((self.seconds + 0.1) / (60 * minutes), 1.0))
+            rate = self.settings.learning_rate_at(min((self.seconds + 0.1) / self._total, 1.0))
             self._tokens += self._step(self._steps, rate)
             self._steps += 1
             self.seconds += time.perf_counter() - begun
+        if self.seconds >= point:
+            self.validate(validation)
 
     def validate(self, validation: TokenData) -> None:
-        """Adds a point to the curve; not on the clock."""
-        score = sum(score_documents(self.weights(), validation.documents()), Score(0.0, 0, 0))
-        point = {"seconds": self.seconds, "steps": self._steps, "tokens": self._tokens}
-        self.curve.append({**point, "bits_per_character": score.bits_per_character})
+        """Adds a point to the curve."""
+        score = sum(score_documents(self._weights(), validation.documents()), Score(0.0, 0, 0))
+        bits = round(score.bits_per_character, 4)
+        self.curve.append(
+            {
+                "seconds": round(self.seconds, 1),
+                "steps": self._steps,
+                "tokens": self._tokens,
+                "bits_per_character": bits,
+            }
+        )
         print(
-            f"{self.name:<22} {self.seconds:6.0f} s {self._steps:6,} steps {self._tokens:10,} tokens "
-            f"{score.bits_per_character:7.3f} bits/char",
+            f"{self.name:<20} {self.seconds:6.0f} s {self._steps:6,} steps {self._tokens:10,} tokens "
+            f"{bits:7.3f} bits/char",
             flush=True,
         )
 
 
-def our_side(name: str, preset: Preset, data: TokenData, vocab_size: int) -> Side:
-    model = GPT(preset.model_config(vocab_size), seed=SEED)
-    optimizer = miaobi.AdamW(model, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    batches = Batches(data, preset.n_positions, preset.batch_size * preset.n_positions, seed=SEED)
+def our_step(model: GPT, data: TokenData, batch_size: int, seed: int) -> Step:
+    """A step of ours on packed documents."""
+    context = model.config.n_positions
+    optimizer = miaobi.AdamW(model, lr=1e-3, betas=BETAS, weight_decay=0.0)
+    batches = Batches(data, context, batch_size * context, seed=seed)
 
     def step(i: int, rate: float) -> int:
         batch = batches.batch(*divmod(i, batches.batches_per_epoch))
@@ -91,14 +121,26 @@ def our_side(name: str, preset: Preset, data: TokenData, vocab_size: int) -> Sid
         optimizer.step(lr=rate, max_grad_norm=1.0)
         return len(batch.ids)
 
-    return Side(name, preset, step, lambda: model)
+    return step
 
 
-def torch_side(name: str, preset: Preset, data: TokenData, vocab_size: int, compiled: bool) -> Side:
-    start = GPT(preset.model_config(vocab_size), seed=SEED)
+def our_side(name: str, preset: Preset, data: TokenData, vocab: int, minutes: float, rate: float, init: str) -> Side:
+    model = GPT(preset.model_config(vocab), seed=SEED)
+    begun = time.perf_counter()
+    if init == "bigrams":
+        bigram_init(model, data)
+    side = Side(name, our_step(model, data, preset.batch_size, SEED), lambda: model, minutes, rate)
+    side.seconds = time.perf_counter() - begun
+    return side
+
+
+def torch_side(
+    name: str, preset: Preset, data: TokenData, vocab: int, minutes: float, rate: float, compiled: bool
+) -> Side:
+    start = GPT(preset.model_config(vocab), seed=SEED)
     peer: Any = TorchGPT(start).train()
     parameters = list(peer.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=BETAS, weight_decay=0.0, fused=True)
     run = torch.compile(peer, dynamic=False) if compiled else peer
     context, batch = preset.n_positions, preset.batch_size
     documents = list(data.documents())
@@ -136,11 +178,13 @@ def torch_side(name: str, preset: Preset, data: TokenData, vocab_size: int, comp
         return start
 
     blocks_of(0)  # laying out the text is not training; compiling is
-    return Side(name, preset, step, weights)
+    return Side(name, step, weights, minutes, rate)
 
 
 def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
     """Seconds until a curve reaches `bits`, interpolated between its points; None if it does not."""
+    if curve[0]["bits_per_character"] <= bits:
+        return curve[0]["seconds"]
     for before, after in pairwise(curve):
         if after["bits_per_character"] <= bits:
             drop = before["bits_per_character"] - after["bits_per_character"]
@@ -157,7 +201,7 @@ def plot(sides: list[Side], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     for side in sides:
-        points = side.curve[1:]  # the first is before any step, far above all others
+        points = [point for point in side.curve if point["steps"] or point["seconds"]]  # random weights are far above
         axes.plot(
             [point["seconds"] / 60 for point in points],
             [point["bits_per_character"] for point in points],
@@ -180,63 +224,75 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of each side's own clock")
     parser.add_argument("--threads", type=int, default=miaobi.get_num_threads())
     parser.add_argument("--vocab-size", type=int, default=8000)
+    parser.add_argument("--learning-rate", type=float, help="of ours (default: of the preset)")
+    parser.add_argument("--peer-learning-rate", type=float, help="of the random weights (default: of the preset)")
     parser.add_argument("--planned", action="store_true")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile for PyTorch")
+    parser.add_argument("--compiled", action="store_true", help="PyTorch with torch.compile, too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
 
-    miaobi.set_num_threads(args.threads)
-    torch.set_num_threads(args.threads)
+    bench.use_threads(args.threads)
     corpus = read_corpus(args.text)
     train, held_out = (corpus, read_corpus(args.val)) if args.val else corpus.hold_out(seed=SEED)
     tokenizer = miaobi.JiebaTokenizer.train((str(text) for text in train), args.vocab_size, shrink=True)
     data = TokenData.from_texts(train, tokenizer)
     validation = TokenData.from_texts(held_out, tokenizer).spread(EVAL_TOKENS)
-    size = tokenizer.vocab_size
-    sides = [our_side(f"miaobi {args.preset}", PRESETS[args.preset], data, size)]
-    torch_name = f"torch {args.preset}" + (" compiled" if args.compiled else "")
-    sides.append(torch_side(torch_name, PRESETS[args.preset], data, size, args.compiled))
+    size, preset, minutes = tokenizer.vocab_size, PRESETS[args.preset], args.minutes
+    rate = args.learning_rate or preset.learning_rate
+    peer_rate = args.peer_learning_rate or preset.learning_rate
+    peers = [torch_side("PyTorch", preset, data, size, minutes, peer_rate, compiled=False)]
+    if args.compiled:
+        peers.append(torch_side("PyTorch compiled", preset, data, size, minutes, peer_rate, compiled=True))
+    ours = [
+        our_side("miaobi, random", preset, data, size, minutes, peer_rate, "random"),
+        our_side("miaobi", preset, data, size, minutes, rate, "bigrams"),
+        our_side("miaobi, a third", preset, data, size, minutes / 3, rate, "bigrams"),
+    ]
     if args.planned:
-        best = best_plan(Machine.measure(), size, data.learned, args.minutes)
+        best = best_plan(Machine.measure(), size, data.learned, minutes)
         if best.name != args.preset:
-            sides.append(our_side(f"miaobi {best.name} (plan)", best.preset, data, size))
-    info = miaobi.build_info()
-    print(f"{info['cpu']}, isa {info['isa']}, {args.threads} threads, torch {torch.__version__}, {args.text.name}")
+            name, best_rate = f"miaobi {best.name}", best.preset.learning_rate
+            ours.append(our_side(name, best.preset, data, size, minutes, best_rate, "bigrams"))
+    sides = peers + ours
+    result: dict[str, Any] = {
+        "script": "compare_quality",
+        "head": bench.head(),
+        "text": args.text.name,
+        "preset": args.preset,
+        "vocabulary": size,
+        "batch": [preset.batch_size, preset.n_positions],
+        "minutes": minutes,
+        "threads": args.threads,
+        "learning_rates": {side.name: side.settings.learning_rate for side in sides},
+        "curves": {side.name: side.curve for side in sides},
+    }
 
-    total = 60 * args.minutes
+    def save() -> None:
+        if args.json:
+            write_atomic(args.json, (json.dumps(result, ensure_ascii=False, indent=1) + "\n").encode())
+
+    facts = result["head"]
+    print(f"{facts['cpu']}, isa {facts['isa']}, {args.threads} threads, torch {facts['torch']}, {args.text.name}")
     for side in sides:
         side.validate(validation)
-    for point in range(1, POINTS + 1):
-        end = total * point / POINTS
-        while any(side.seconds < end for side in sides):
-            for side in sides:
-                side.train(min(side.seconds + TURN_SECONDS, end), args.minutes)
+    while not all(side.is_over for side in sides):
         for side in sides:
-            side.validate(validation)
+            if not side.is_over:
+                side.turn(validation)
+        save()
 
-    last = sides[1].curve[-1]["bits_per_character"]
-    result: dict[str, Any] = {
-        "text": args.text.name,
-        "minutes": args.minutes,
-        "threads": args.threads,
-        "isa": info["isa"],
-        "torch": torch.__version__,
-        "curves": {side.name: side.curve for side in sides},
-        "torch_last": last,
-        "seconds_to_torch_last": {},
-    }
-    for side in sides:
-        if side is not sides[1]:
-            seconds = time_to(side.curve, last)
-            result["seconds_to_torch_last"][side.name] = seconds
-            reached = "not reached" if seconds is None else f"{seconds:.0f} s, {seconds / total:.2f} of its time"
-            print(f"{side.name}: PyTorch's {last:.3f} bits/char after {args.minutes:g} minutes: {reached}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    last = min(side.curve[-1]["bits_per_character"] for side in peers)
+    seconds = {side.name: time_to(side.curve, last) for side in ours}
+    result["torch_last"] = last
+    result["seconds_to_torch_last"] = seconds
+    for name, found in seconds.items():
+        reached = "not reached" if found is None else f"{found:.0f} s, {found / (60 * minutes):.2f} of its time"
+        print(f"{name}: PyTorch's {last:.3f} bits/char after {minutes:g} minutes: {reached}")
+    save()
     if args.plot:
         plot(sides, args.plot)
-    print(json.dumps(result))
+    print(json.dumps(result, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ class Machine:
     """The results of one folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.files: dict[str, Any] = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
 
     def cases(self, script: str) -> list[Row]:
@@ -115,6 +116,8 @@ class Machine:
                 self.train,
                 self.vocabulary,
                 self.precision,
+                self.quality,
+                self.ablation,
                 self.decoding,
                 self.llama_cpp,
                 self.generate,
@@ -359,6 +362,62 @@ class Machine:
                 f"most; seeds deviate by {values['seeds_deviation']:.4f}.\n"
             )
         return text
+
+    def quality(self) -> str:
+        found = self.files.get("compare_quality")
+        if found is None or "torch_last" not in found:
+            return ""
+        minutes, (batch, context) = found["minutes"], found["batch"]
+        rows = []
+        for name, curve in found["curves"].items():
+            reached = found["seconds_to_torch_last"].get(name)
+            rows.append(
+                [
+                    name,
+                    f"{found['learning_rates'][name]:g}",
+                    *(f"{curve[-1][key]:,.0f}" for key in ("seconds", "tokens")),
+                    f"{curve[-1]['bits_per_character']:.3f}",
+                    f"{reached:.0f} s" if reached is not None else "-",
+                    f"{reached / (60 * minutes):.2f}" if reached is not None else "-",
+                ]
+            )
+        text = (
+            f"### Time to quality\n\n{found['preset']} with {found['vocabulary']:,} tokens on {found['text']}, "
+            f"batches of {batch} x {context}, {threads_text(found['threads'])}: PyTorch for {minutes:g} minutes, ours\n"
+            "with the same random weights, ours as `miaobi train` begins (`bigram_init` on its clock), and that with\n"
+            "a third of the time for the whole run (`python bench/compare_quality.py`). All are scored on the same\n"
+            "held-out text; the last two columns are the time in which ours come to PyTorch's last figure, and its\n"
+            "share.\n\n"
+        )
+        text += table(["side", "rate", "seconds", "tokens", "bits per character", "reached in", "share"], rows)
+        plot = self.folder / "compare_quality.png"
+        if plot.exists():
+            text += f"\n![bits per character over time](../{plot.relative_to(ROOT).as_posix()})\n"
+        return text
+
+    def ablation(self) -> str:
+        cases = self.cases("ablate_training")
+        if not cases:
+            return ""
+        found = self.files["ablate_training"]
+        points = range(len(cases[0]["curve"]))
+        return (
+            f"### What the recipe is worth\n\n{found['preset']} on {found['text']}, held-out bits per character after "
+            "so many tokens of a run of as many as the last column says\n(`python bench/ablate_training.py`): the "
+            "weights to begin with, contexts in a batch, the highest learning rate.\n\n"
+        ) + table(
+            ["begins with", "batch", "rate", "seed", *(f"{round(cases[0]['curve'][i][0], -3):,}" for i in points)],
+            (
+                [
+                    row["init"],
+                    row["batch"],
+                    f"{row['rate']:g}",
+                    row["seed"],
+                    *(f"{row['curve'][i][1]:.3f}" for i in points),
+                ]
+                for row in cases
+            ),
+        )
 
     def decoding(self) -> str:
         found = self.native("bench_kv_cache")

@@ -109,6 +109,20 @@ def test_training_from_a_file_to_a_model(tmp_path: Path, poems: Path, miaobi: Mi
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
+def test_a_new_model_begins_with_bigrams_or_at_random(tmp_path: Path, poems: Path, miaobi: Miaobi) -> None:
+    losses = {}
+    for init in ("bigrams", "random"):
+        out = tmp_path / init
+        text = miaobi.good("train", poems, "--out", out, "--steps", 1, "--init", init, *SMALL)
+        assert ("predict each token from the one before it" in text) == (init == "bigrams")
+        log = [json.loads(line) for line in (out / "train_log.jsonl").read_text("utf-8").splitlines()]
+        losses[init] = next(entry["loss"] for entry in log if entry["event"] == "step")
+    assert losses["bigrams"] < losses["random"] - 0.3
+    assert "--init bigrams or random" in miaobi.refused("train", poems, "--out", tmp_path / "c", "--init", "zero")
+    refused = miaobi.refused("train", poems, "--out", tmp_path / "c", "--from", out, "--init", "random")
+    assert "--from, a model with weights, or --init" in refused
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_command_that_is_shown_goes_on(

@@ -30,7 +30,7 @@ from miaobi import ops
 from miaobi.batches import TokenData
 from miaobi.model import GPT
 
-__all__ = ["bigram_init"]
+__all__ = ["bigram_init", "bigram_init_memory"]
 
 Floats = NDArray[np.float32]
 
@@ -96,6 +96,12 @@ def bigram_init(model: GPT, data: TokenData) -> None:
     )
     weights, bias = _least_squares(hidden, wanted, np.sqrt(counts + 5.0))
     _set_linear(model, config.n_layer - 1, weights, bias)
+
+
+def bigram_init_memory(vocab_size: int, width: int, tokens: int) -> float:
+    """Bytes that `bigram_init` takes at most beside the model, to a fifth or so: it is over before training begins."""
+    pairs = min(tokens, _PARTS * _TOKENS_AT_ONCE) / 3  # of tokens that come again and again
+    return 4.0 * _DENSE + 40.0 * vocab_size * (width + _OVERSAMPLING) + 100.0 * pairs
 
 
 def _count(data: TokenData, vocab: int) -> tuple[_Pairs, NDArray[np.int64]]:

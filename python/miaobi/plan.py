@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from miaobi._core import get_num_threads
+from miaobi.bigram_init import bigram_init_memory
 from miaobi.model import GPT, AdamW, GPTConfig
 from miaobi.presets import PRESETS, Preset
 
@@ -117,6 +118,8 @@ def plans(
         activations = (
             batch / preset.gradient_accumulation * 4 * config.n_layer * (10 * config.n_embd + config.inner_size)
         )
+        training = _LOGITS_MEMORY + 16.0 * parameters + activations
+        beginning = 4.0 * parameters + bigram_init_memory(vocab_size, config.n_embd, tokens)
         found.append(
             Plan(
                 name=name,
@@ -126,7 +129,7 @@ def plans(
                 tokens_per_second=rate,
                 steps=int(seen // min(batch, tokens)),
                 passes=seen / tokens,
-                memory=_BASE_MEMORY + _LOGITS_MEMORY + 16.0 * parameters + activations,
+                memory=_BASE_MEMORY + max(training, beginning),
                 disk=(12.0 + 12.0) * parameters + 3.0 * tokens,
                 model_size=4.0 * parameters,
                 loss=predicted_loss(parameters, seen, tokens),

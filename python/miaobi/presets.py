@@ -46,9 +46,7 @@ class Preset:
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     {
         "tiny": Preset(n_layer=2, n_head=4, n_embd=128, n_inner=512, n_positions=128, batch_size=8, learning_rate=4e-3),
-        "nano": Preset(
-            n_layer=2, n_head=8, n_embd=256, n_inner=512, n_positions=128, batch_size=16, learning_rate=2e-3
-        ),
+        "nano": Preset(n_layer=2, n_head=8, n_embd=256, n_inner=512, n_positions=128, batch_size=4, learning_rate=2e-3),
         "mini": Preset(
             n_layer=4, n_head=8, n_embd=256, n_inner=1024, n_positions=256, batch_size=8, learning_rate=1.5e-3
         ),

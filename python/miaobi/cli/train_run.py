@@ -208,6 +208,7 @@ class TrainRun:
             if self._init == "bigrams":
                 with working(self.console, "counting which token follows which"):
                     bigram_init(self.model, self.train_data)
+                self.say("begin", "with weights that predict each token from the one before it")
         self._say_model()
         if not self.config.sample_prompts:
             prompt = sample_prompt(self._example(), self.tokenizer)
