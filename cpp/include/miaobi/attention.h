@@ -30,15 +30,16 @@ struct AttentionShape {
 // log sum exp of each row of scores. O may not overlap the inputs.
 //
 // threads: over sequences, heads and blocks of queries. A row's bits depend on its own sequence alone.
-// memory: for each thread, a transposed copy of one head's keys and tiles of fixed size, linear in T. Throws Error
-// where shapes do not fit.
+// memory: for each thread, packed copies of one head's keys and values and tiles of fixed size, linear in T.
+// accuracy: probabilities within 2 ulp of exp of their rounded scores, 0 below 2^-126. Throws Error where shapes do not
+// fit.
 void attention_forward(ConstMat q, ConstMat k, ConstMat v, const RaggedBatch& batch, const AttentionShape& shape, Mat o,
                        Mat lse);
 
 // dQ, dK, dV are overwritten; they may be views of one matrix, but overlap no input. With P = exp(S - lse) and
 // delta = rowsum(dO O):   dV = P^T dO,   dS = P (dO V^T - delta) / sqrt(D),   dQ = dS K,   dK = dS^T Q.
-// threads: over sequences and heads. memory: for each thread, transposed copies of one head's Q, K, V and dO, linear in
-// T.
+// threads: over sequences and heads. memory: for each thread, seven packed copies of one head's Q, K, V and dO and the
+// sum of dQ, linear in T.
 void attention_backward(ConstMat d_o, ConstMat q, ConstMat k, ConstMat v, ConstMat o, ConstMat lse,
                         const RaggedBatch& batch, const AttentionShape& shape, Mat dq, Mat dk, Mat dv);
 

@@ -46,8 +46,8 @@ MIAOBI_INLINE void store_tile(const Vec (&acc)[Rows][Vectors], float* c, int64_t
 }
 
 // Rows x Vectors accumulators, one chain each. Vector v of the tile lies in panel v / 2. With kMasked the
-// last vector has only `tail` columns.
-template <class Right, int Rows, int Vectors, bool kMasked>
+// last vector has only `tail` columns. Rows of A lie kRowStep apart.
+template <class Right, int Rows, int Vectors, bool kMasked, int kRowStep = 1>
 void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b, int64_t b_panel,
           int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
   Vec acc[Rows][Vectors];
@@ -66,7 +66,7 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Rig
       for (int v = 0; v < Vectors; ++v) bv[v] = right(v);
       MIAOBI_UNROLL
       for (int r = 0; r < Rows; ++r) {
-        const Vec av = Vec::set1(a[r]);
+        const Vec av = Vec::set1(a[r * kRowStep]);
         MIAOBI_UNROLL
         for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(av, bv[v], acc[r][v]);
       }

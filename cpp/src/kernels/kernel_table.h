@@ -35,6 +35,25 @@ struct AdamWParams {
   float grad_scale;    // clipping factor, applied to g first
 };
 
+// One head of one sequence: (T, D) each, T of q at most that of k. Key j is visible to query i where j <= i if causal.
+struct AttentionHead {
+  ConstMat q, k, v;
+  bool causal;
+};
+// Matrices that are needed soon: what a head writes at its end, and what the next one reads. Rows of a head are a line
+// or two each, far apart, and no machine's prefetcher follows them; they are fetched while the head is computed.
+struct Upcoming {
+  static constexpr int32_t kMost = 8;
+  ConstMat matrices[kMost];
+  int32_t count = 0;
+};
+struct AttentionGradients {
+  ConstMat d_o, o;
+  const float* lse;
+  int64_t lse_stride;
+  Mat dq, dk, dv;
+};
+
 struct KernelTable {
   const char* name;         // "avx2"
   const char* description;  // "AVX2 + FMA"
@@ -106,14 +125,18 @@ struct KernelTable {
   // The same for the scores s[0 .. keys) of one query, all visible; same bits as a column of the tile.
   void (*attention_softmax_row)(float* s, int64_t keys, float* max, float* sum, float* alpha);
   void (*scale_rows)(float* x, int64_t stride, int64_t rows, int64_t cols, const float* factors);
-  // Query-major: p[i][j] = exp(s[i][j] - lse[i]), 0 where masked, in place.
-  void (*attention_probs_tile)(float* s, int64_t ld, int64_t queries, int64_t keys, int64_t query0, int64_t key0,
-                               bool causal, const float* lse);
-  // dp[i][j] = scale * p[i][j] * (dp[i][j] - delta[i]), in place.
-  void (*attention_dscores_tile)(const float* p, float* dp, int64_t ld, int64_t queries, int64_t keys,
-                                 const float* delta, float scale);
-  // out[r] = sum_c a[r][c] b[r][c].
-  void (*row_dots)(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows, int64_t cols, float* out);
+
+  // --- Attention of whole heads ---------------------------------------------------------------------
+  // Rows [query_begin, query_end) of O and of lse; a row's bits do not depend on the others. query_begin is a multiple
+  // of attention_queries.
+  void (*attention_forward)(const AttentionHead& head, int64_t query_begin, int64_t query_end, Mat o, float* lse,
+                            int64_t lse_stride, const Upcoming& upcoming, float* scratch);
+  void (*attention_backward)(const AttentionHead& head, const AttentionGradients& gradients, const Upcoming& upcoming,
+                             float* scratch);
+  // Floats of scratch that a head of this length and size takes.
+  int64_t (*attention_forward_scratch)(int64_t length, int64_t head_size);
+  int64_t (*attention_backward_scratch)(int64_t length, int64_t head_size);
+  int64_t attention_queries;  // queries of a tile
 
   // --- Optimizer ------------------------------------------------------------------------------------
   void (*adamw)(const AdamWParams& params, int64_t n, const float* grad, float* value, float* m, float* v);

@@ -55,6 +55,10 @@ MIAOBI_INLINE Vec pow2(Vec n) {
   const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(e, 23))};
 }
+// The float whose exponent is the low eight bits of a: 2^(b - 127) where they are b, 0 where they are 0.
+MIAOBI_INLINE Vec low_bits_to_exponent(Vec a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 23))};
+}
 MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   const __m256i u = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

@@ -47,6 +47,10 @@ MIAOBI_INLINE Vec pow2(Vec n) {
   const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
 }
+// The float whose exponent is the low eight bits of a: 2^(b - 127) where they are b, 0 where they are 0.
+MIAOBI_INLINE Vec low_bits_to_exponent(Vec a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))};
+}
 MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   const __m512i u = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));

@@ -69,6 +69,17 @@ MIAOBI_INLINE Vec pow2(Vec n) {
   }
   return r;
 }
+// The float whose exponent is the low eight bits of a: 2^(b - 127) where they are b, 0 where they are 0.
+MIAOBI_INLINE Vec low_bits_to_exponent(Vec a) {
+  Vec r;
+  for (int i = 0; i < Vec::kWidth; ++i) {
+    uint32_t u;
+    std::memcpy(&u, &a.v[i], 4);
+    u <<= 23;
+    std::memcpy(&r.v[i], &u, 4);
+  }
+  return r;
+}
 MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   Vec r;
   for (int i = 0; i < Vec::kWidth; ++i) {

@@ -51,6 +51,10 @@ MIAOBI_INLINE Vec pow2(Vec n) {
   const int32x4_t e = vaddq_s32(vcvtnq_s32_f32(n.v), vdupq_n_s32(127));
   return {vreinterpretq_f32_s32(vshlq_n_s32(e, 23))};
 }
+// The float whose exponent is the low eight bits of a: 2^(b - 127) where they are b, 0 where they are 0.
+MIAOBI_INLINE Vec low_bits_to_exponent(Vec a) {
+  return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a.v), 23))};
+}
 MIAOBI_INLINE Vec round_to_bf16(Vec a) {
   const uint32x4_t u = vreinterpretq_u32_f32(a.v);
   const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));

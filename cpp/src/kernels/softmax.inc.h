@@ -128,30 +128,6 @@ inline void scale_rows(float* x, int64_t stride, int64_t rows, int64_t cols, con
   for (int64_t r = 0; r < rows; ++r) scale(factors[r], cols, x + r * stride);
 }
 
-inline void attention_probs_tile(float* s, int64_t ld, int64_t queries, int64_t keys, int64_t query0, int64_t key0,
-                                 bool causal, const float* lse) {
-  for (int64_t i = 0; i < queries; ++i) {
-    float* row = s + i * ld;
-    int64_t visible = causal ? query0 + i - key0 + 1 : keys;
-    visible = visible < 0 ? 0 : visible > keys ? keys : visible;
-    const Vec l = Vec::set1(lse[i]);
-    map(row, visible, row, [&](Vec v) { return exp(v - l); });
-    for (int64_t j = visible; j < keys; ++j) row[j] = 0.0f;
-  }
-}
-
-inline void attention_dscores_tile(const float* p, float* dp, int64_t ld, int64_t queries, int64_t keys,
-                                   const float* delta, float factor) {
-  const Vec f = Vec::set1(factor);
-  for (int64_t i = 0; i < queries; ++i) {
-    const Vec d = Vec::set1(delta[i]);
-    const float* pr = p + i * ld;
-    float* row = dp + i * ld;
-    const auto step = [&](int64_t j, int64_t n) { put(f * get(pr + j, n) * (get(row + j, n) - d), row + j, n); };
-    for_each_vec(keys, [&](int64_t j) { step(j, kW); }, step);
-  }
-}
-
 inline void row_dots(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows, int64_t cols, float* out) {
   for (int64_t r = 0; r < rows; ++r, a += lda, b += ldb) {
     out[r] = sum_over(cols, [&](int64_t i, int64_t n) { return get(a + i, n) * get(b + i, n); });

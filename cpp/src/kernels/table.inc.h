@@ -6,6 +6,7 @@
 // compiled with wide instructions could be the copy that the linker keeps for everyone.
 #pragma once
 
+#include "kernels/attention.inc.h"
 #include "kernels/gemm.inc.h"
 #include "kernels/gemv.inc.h"
 #include "kernels/kernel_table.h"
@@ -60,9 +61,11 @@ const KernelTable kTable = {
     .attention_softmax_tile = attention_softmax_tile,
     .attention_softmax_row = attention_softmax_row,
     .scale_rows = scale_rows,
-    .attention_probs_tile = attention_probs_tile,
-    .attention_dscores_tile = attention_dscores_tile,
-    .row_dots = row_dots,
+    .attention_forward = attention_forward,
+    .attention_backward = attention_backward,
+    .attention_forward_scratch = attention_forward_scratch,
+    .attention_backward_scratch = attention_backward_scratch,
+    .attention_queries = kTileQueries,
     .adamw = adamw,
     .sum_squares = sum_squares,
 };
