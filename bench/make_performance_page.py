@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segment_section import segment_section
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -123,6 +125,7 @@ class Machine:
                 self.generate,
                 self.cache,
                 self.busy,
+                self.text,
             )
         )
 
@@ -542,6 +545,10 @@ class Machine:
                 for row in cases
             ),
         )
+
+    def text(self) -> str:
+        found = self.files.get("compare_segment")
+        return segment_section(found, table, short) if found else ""
 
 
 def is_skinny(row: Row) -> bool:
