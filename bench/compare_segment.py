@@ -2,11 +2,12 @@
 """Our segmenter, tokenizer and cache beside jieba and jieba-rs (rjieba), on the same lines, in one run.
 
     pip install jieba rjieba
-    python bench/compare_segment.py text.txt [more.txt ...] [--lines N] [--only agreement|speed]
+    python bench/compare_segment.py text.txt [more.txt ...] [--lines N] [--only PART ...] [--json FILE]
 
 Agreement first: every line of the files in both modes, against jieba.lcut; a difference is printed and the exit code
 is 1 then. Then speed (one thread, the lines one by one, the three in turns, medians), loading time in new processes,
-memory, batches on threads, and the cache. The last line is JSON.
+memory, batches on threads, text of 10 MB, and the cache. The last line is JSON, which --json also keeps: parts that are
+measured one by one are put together there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -126,7 +126,12 @@ def threads(path: str, samples: int) -> dict[str, float]:
     tokenizer = miaobi.JiebaTokenizer.train(lines, 8000, shrink=True)
     tokenizer.cache_resize(0)
     result = {}
-    for name, run in (("segment_batch", miaobi.segment_batch), ("encode_batch", tokenizer.encode_batch)):
+    calls: dict[str, Callable[[list[str]], object]] = {
+        "segment_batch": miaobi.segment_batch,
+        "encode_batch": tokenizer.encode_batch,
+        "encode_arrays": tokenizer.encode_arrays,
+    }
+    for name, run in calls.items():
 
         def on(count: int, run: Callable[[list[str]], object] = run) -> Callable[[], object]:
             def go() -> None:
@@ -137,8 +142,29 @@ def threads(path: str, samples: int) -> dict[str, float]:
 
         one, two = alternate([on(1), on(2)], samples)
         result[name] = one / two
-    print(f"\non two threads: segment_batch {result['segment_batch']:.2f}x, encode_batch {result['encode_batch']:.2f}x")
+    print("\non two threads: " + ", ".join(f"{name} {value:.2f}x" for name, value in result.items()))
     return result
+
+
+def linear() -> list[dict[str, Any]]:
+    """Seconds for 1 MB and 10 MB of UTF-8: one character, one sentence again and again, random characters."""
+    miaobi.set_num_threads(1)
+    rng = random.Random(0)
+    sentence = "他来到了网易杭研大厦，小明硕士毕业于中国科学院计算所。"
+    noise = "".join(map(chr, (c for c in rng.choices(range(0x110000), k=3_000_000) if not 0xD800 <= c < 0xE000)))
+    rows = []
+    print()
+    for name, text in (("one character", "的" * 3_400_000), ("one sentence", sentence * 130_000), ("noise", noise)):
+        data = text.encode()
+        texts = [data[: size * 10**6].decode(errors="ignore") for size in (1, 10)]
+        for hmm in (False, True):
+            small, large = alternate([lambda t=t, hmm=hmm: miaobi.segment(t, hmm) for t in texts], 5)
+            rows.append({"text": name, "hmm": hmm, "1 MB": small, "10 MB": large})
+            mode = "HMM" if hmm else "no HMM"
+            print(
+                f"{name:16}{mode:>8}: 1 MB {1e3 * small:.0f} ms, 10 MB {1e3 * large:.0f} ms, {large / small:.1f} times"
+            )
+    return rows
 
 
 def loading() -> dict[str, float]:
@@ -238,22 +264,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="UTF-8 text")
     parser.add_argument("--lines", type=int, help="compare only about so many lines of each file")
-    parser.add_argument("--only", choices=["agreement", "speed"], help="only this part")
+    parts: dict[str, Callable[[], Any]] = {
+        "agreement": lambda: agreement(options.files, reference, options.lines),
+        "speed": lambda: speed(options.files, reference, options.samples),
+        "threads": lambda: threads(options.files[0], options.samples),
+        "linear": linear,
+        "loading_ms": loading,
+        "memory_mb": memory,
+        "cache": lambda: cache(options.files[0], reference, options.samples),
+    }
+    parser.add_argument("--only", nargs="+", choices=list(parts), help="only these parts")
     parser.add_argument("--samples", type=int, default=21, help="timings of each kind (default 21)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="put the results into this file")
     options = parser.parse_args()
     build = miaobi.build_info()
-    print(f"miaobi {build['version']}, {build['cpu']}, {build['compiler']}, Python {sys.version.split()[0]}\n")
+    machine = f"{build['cpu']}, {build['compiler']}, Python {sys.version.split()[0]}"
+    print(f"miaobi {build['version']}, {machine}\n")
     reference = jieba_tokenizer()
-    result: dict[str, Any] = {}
-    if options.only != "speed":
-        result["agreement"] = agreement(options.files, reference, options.lines)
-    if options.only != "agreement":
-        result["speed"] = speed(options.files, reference, options.samples)
-        result["threads"] = threads(options.files[0], options.samples)
-        result["loading_ms"], result["memory_mb"] = loading(), memory()
-        result["cache"] = cache(options.files[0], reference, options.samples)
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(result))
+    result: dict[str, Any] = {"machine": machine, "jieba": jieba.__version__}
+    if options.json is not None and options.json.exists():
+        result = json.loads(options.json.read_text("utf-8")) | result
+    for name in options.only or parts:
+        result[name] = parts[name]()
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, ensure_ascii=False))
     return int(any(row["differ"] for row in result.get("agreement", ())))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import page_training
 from page_tables import Row, better, by_threads, sample, short, table, threads_text
+from segment_section import segment_section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -76,6 +77,7 @@ class Machine:
                 self.generate,
                 self.cache,
                 self.busy,
+                self.text,
             )
         )
 
@@ -411,6 +413,10 @@ class Machine:
                 for row in cases
             ),
         )
+
+    def text(self) -> str:
+        found = self.files.get("compare_segment")
+        return segment_section(found, table, short) if found else ""
 
 
 def is_skinny(row: Row) -> bool:

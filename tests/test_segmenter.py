@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,28 @@ def test_long_runs_of_one_thing(reference: Any, unit: str) -> None:
     assert_same(Segmenter(), reference, unit * 300)
     text = unit * (200_000 // len(unit))  # linear, or this would not end
     assert "".join(miaobi.segment(text)) == "".join(miaobi.segment(text, hmm=True)) == text
+
+
+@pytest.mark.parametrize("kind", ["character", "sentence", "noise"])
+def test_ten_times_the_text_takes_about_ten_times_as_long(kind: str) -> None:
+    rng = random.Random(3)
+    unit = {
+        "character": "的",
+        "sentence": SENTENCES[0],
+        "noise": "".join(map(chr, rng.choices(range(0xD800), k=70_000))),
+    }
+    text = unit[kind] * (700_000 // len(unit[kind]))
+
+    def best(part: str) -> float:
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            miaobi.segment(part, hmm=True)
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    miaobi.segment(text[:1_000], hmm=True)  # reads the dictionary
+    assert best(text) < 40 * best(text[: len(text) // 10])  # 100 for quadratic time; caches are smaller than the text
 
 
 def test_bad_words_are_refused() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -56,6 +59,54 @@ def test_a_batch_is_the_same_on_any_number_of_threads_and_counts_each_call() -> 
     assert batch[1] == expected[0] == tokenizer.encode(texts[0])
     with pytest.raises(ValueError, match="of text 1"):
         tokenizer.encode_batch(["好", "\ud800"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the module resource")
+def test_a_vocabulary_from_a_file_larger_than_the_memory_it_takes(tmp_path: Path) -> None:
+    file = tmp_path / "large.txt"
+    with file.open("w", encoding="utf-8") as out:
+        for i in range(60):  # 50 MB, all lines different
+            out.write(
+                "".join(f"{i * 8_000 + k}、今天天气很好，我们去公园散步，看见了许多人。\n" for k in range(11_000))
+            )
+    program = """if True:
+        import resource, sys
+        from pathlib import Path
+        import miaobi
+        from miaobi.text_encoding import read_text
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+        train = lambda texts: miaobi.JiebaTokenizer.train(texts, 300, sample_chars=500_000, shrink=True)
+        train(["今天天气很好"])
+        before = peak()
+        tokenizer = train(read_text(Path(sys.argv[1]))[1])
+        assert tokenizer.token_id("今天天气") or tokenizer.token_id("公园"), tokenizer.tokens[263:]
+        print(peak() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True)
+    assert file.stat().st_size > 45e6
+    assert int(done.stdout) * 1024 < 32e6, done.stdout  # the sample, and 4 MB of the file in some forms
+
+
+def test_arrays_are_the_lists_of_a_batch_past_the_cache() -> None:
+    tokenizer = JiebaTokenizer.train(["今天天气很好，我们去公园。" * 3], vocab_size=270, shrink=True)
+    texts = ["今天", "", "公园龘🐉\r\n", *(f"我们{i}去公园" * 40 for i in range(300))]
+    expected = tokenizer.encode_batch(texts)
+    before = tokenizer.cache_info()
+    for threads in (1, 3):
+        miaobi.set_num_threads(threads)
+        ids, starts = tokenizer.encode_arrays(iter(texts))
+        assert (ids.dtype, starts.dtype) == (np.int32, np.int64)
+        assert starts.tolist() == [0, *np.cumsum([len(item) for item in expected])]
+        assert ids.tolist() == [i for item in expected for i in item]
+    assert tokenizer.cache_info() == before
+    ids, starts = tokenizer.encode_arrays([])
+    assert (len(ids), starts.tolist()) == (0, [0])
+    with pytest.raises(ValueError, match="text 1"):
+        tokenizer.encode_arrays(["好", "\ud800"])
+    with pytest.raises(TypeError, match="one str"):
+        tokenizer.encode_arrays("好")
+    with pytest.raises(TypeError, match="expected str, got bytes"):
+        tokenizer.encode_arrays([b"x"])  # type: ignore[list-item]
 
 
 def test_cache_can_be_resized() -> None:

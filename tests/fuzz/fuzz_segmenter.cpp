@@ -3,8 +3,8 @@
 // refused with FormatError.
 //
 //   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Icpp/include -Icpp/src -Itests/native
-//           tests/fuzz/fuzz_segmenter.cpp cpp/src/text/[dhst]*.cpp -o fuzz_segmenter
-//   ./fuzz_segmenter -max_total_time=60 -max_len=4096
+//           tests/fuzz/fuzz_segmenter.cpp cpp/src/text/[bdhst]*.cpp -o fuzz_segmenter
+//   ./fuzz_segmenter -max_total_time=60 -max_len=16384
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

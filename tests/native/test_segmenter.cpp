@@ -76,6 +76,58 @@ TEST_CASE("what is kept whole, and every width of text") {
   CHECK(two == expected);
 }
 
+TEST_CASE("parts and windows leave no trace: blocks and words longer than both") {
+  Segmenter segmenter(small_jieba());
+  std::u32string kept;
+  for (int i = 0; i < 700; ++i) kept += i % 3 == 0 ? U'\u4E03' : U'\u4E04';
+  segmenter.add_word(TextView::of(kept), 1'000'000);
+  // A unit whose cut is known, so often that it meets every boundary at every place.
+  const std::u32string unit = U"\u4E00\u4E01\u4E02\u4E03\r\n\u4E04\u4E05a1";
+  const Ends once = cut(segmenter, unit, false);
+  CHECK(once == Ends{3, 4, 6, 8, 10});
+  for (const int repeat : {1, 40, 1300}) {
+    std::u32string text = kept;  // one block of 700 and up
+    Ends expected{700};
+    for (int i = 0; i < repeat; ++i) {
+      for (const int64_t end : once) expected.push_back(static_cast<int64_t>(text.size()) + end);
+      text += unit;
+    }
+    CHECK(cut(segmenter, text, false) == expected);
+  }
+  std::u32string block;  // no boundary for the window to stop at
+  Ends expected;
+  for (int i = 0; i < 5000; ++i) {
+    block += U"\u4E00\u4E01\u4E02";
+    expected.push_back(3 * i + 3);
+  }
+  CHECK(cut(segmenter, block, false) == expected);
+}
+
+TEST_CASE("any code units are cut without gaps") {
+  Segmenter segmenter(small_jieba());
+  std::mt19937 random(2);
+  for (int i = 0; i < 300; ++i) {
+    std::u16string text(random() % 6000, u' ');
+    for (char16_t& c : text) {
+      c = static_cast<char16_t>(random() % 4 == 0 ? random() & 0xFFFF : 0x4E00 + random() % 10);
+    }
+    const TextView view{text.data(), static_cast<int64_t>(text.size()), 2};
+    if (text.size() > 20) {
+      segmenter.add_word(view.part(0, 1 + static_cast<int64_t>(random() % 12)), static_cast<int64_t>(random() % 1000));
+    }
+    for (const bool hmm : {false, true}) {
+      Ends ends;
+      segmenter.cut(view, hmm, ends);
+      int64_t before = 0;
+      for (const int64_t end : ends) {
+        REQUIRE(end > before);
+        before = end;
+      }
+      CHECK(before == view.size);
+    }
+  }
+}
+
 TEST_CASE("any text is cut without gaps, and encoded without loss") {
   Segmenter segmenter(small_jieba());
   segmenter.keep_whole(TextView::of(U"\u4E05\u4E05"));
