@@ -22,6 +22,7 @@ struct Decoding {
         length(tokens),
         logits(1, m.vocabulary, 0),
         rows(2, 3 * m.width, 1) {
+    model.pack(WeightType::kFloat32);
     for (int64_t i = 0; i <= tokens; ++i) ids.push_back(static_cast<int32_t>(i * 7919 % m.vocabulary));
     append(0, tokens);
   }
