@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from page_tables import Row, better, by_threads, sample, short, table, threads_text
+from page_training import TrainingSections
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -33,56 +36,8 @@ of calls stands beside it. A ratio says how many times as fast miaobi is, turn b
 1 miaobi is faster. "Better of" compares with the faster peer of each line. All is float32 unless it says bf16.
 """
 
-Row = dict[str, Any]
-LOSSES = ("training", "validation")  # of a comparison of precisions
 
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Markdown; columns of numbers to the right."""
-    body = [[str(cell) for cell in row] for row in rows]
-    columns = list(zip(head, *body, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numbers = [
-        i > 0 and all(cell[:1].isdigit() or cell == "-" for cell in column[1:]) for i, column in enumerate(columns)
-    ]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numbers, strict=True)]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 1) + ("-:"[n]) for w, n in zip(widths, numbers, strict=True)) + "|"
-    return "\n".join([line(head), rule, *map(line, body)]) + "\n"
-
-
-def short(seconds: float) -> str:
-    """A time with three digits."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def sample(row: Row, side: str) -> str:
-    """The median of a side, with the number of calls where they are few."""
-    values = row["sides"].get(side)
-    if values is None:
-        return "-"
-    return short(values["median"]) + (f" (n={values['n']})" if values["n"] < 20 else "")
-
-
-def better(row: Row) -> str:
-    return f"{row['ratios'][row['best_peer']]:.2f}"
-
-
-def by_threads(cases: Sequence[Row]) -> list[int]:
-    return sorted({row["threads"] for row in cases})
-
-
-def threads_text(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-class Machine:
+class Machine(TrainingSections):
     """The results of one folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -277,146 +232,6 @@ class Machine:
             + self.against_torch(
                 "B x H x T x D, pass", cases, lambda row: f"{row['shape'].replace('x', ' x ')}, {row['pass']}"
             )
-        )
-
-    def train(self) -> str:
-        cases = self.cases("compare_train")
-        if not cases:
-            return ""
-        sides = list(dict.fromkeys(name for row in cases for name in row["sides"]))
-        rows, notes = [], []
-        for row in cases:
-            best = row["like_for_like"].get("float32", {})
-            half = row["like_for_like"].get("bf16", {})
-            few = min(values["n"] for values in row["sides"].values())
-            name = f"{row['preset']}, {row['batch']} x {row['context']}, {threads_text(row['threads'])}"
-            rows.append(
-                [
-                    name + (f" (n={few})" if few < 20 else ""),
-                    *(f"{row['tokens_per_second'][s]:,.0f}" if s in row["tokens_per_second"] else "-" for s in sides),
-                    *(f"{value['ratio']:.2f}" if value else "-" for value in (best, half)),
-                ]
-            )
-            for why in dict.fromkeys(row["left_out"].values()):
-                sides_out = ", ".join(side for side, reason in row["left_out"].items() if reason == why)
-                notes.append(f"- {row['preset']}, left out: {sides_out}; {why}.\n")
-        text = (
-            "### Training\n\nTokens/s of a whole step: loss, gradients, clipping, AdamW "
-            "(`python bench/compare_train.py`); ratios to the faster\nPyTorch side of the same precision.\n\n"
-        )
-        text += table(["model, batch", *sides, "float32 ratio", "bf16 ratio"], rows)
-        text += "\n" + "".join(notes) if notes else ""
-        memory = [
-            [
-                row["preset"],
-                *(f"{values[key] / 2**20:,.0f} MB" for values in row["memory"].values() for key in ("peak", "before")),
-            ]
-            for row in cases
-            if row.get("memory")
-        ]
-        if memory:
-            measured = next(row["memory"] for row in cases if row.get("memory"))
-            text += (
-                "\nPeak memory of a process that trains for some steps, and what it had before the model was made:\n\n"
-            )
-            text += table(["model", *(f"{name}{what}" for name in measured for what in (", peak", ", before"))], memory)
-        return text
-
-    def vocabulary(self) -> str:
-        rows = [
-            [
-                f"{row['preset']}, {threads_text(row['threads'])}",
-                f"{row['vocabulary']:,}",
-                f"{row['tokens_per_second']:,.0f}" + (f" (n={n})" if (n := row["sides"]["miaobi"]["n"]) < 20 else ""),
-                f"{row['original']:,.0f}" if "original" in row else "-",
-                f"{row['times_original']:.2f}" if "original" in row else "-",
-            ]
-            for row in self.cases("train_vocabulary")
-        ]
-        if not rows:
-            return ""
-        return (
-            "Ours by vocabulary and threads, beside what the original program, in Rust, was reported to reach on one "
-            "thread of another\nmachine (`python bench/train_vocabulary.py`).\n\n"
-            + table(["model", "vocabulary", "tokens/s", "original", "ratio"], rows)
-        )
-
-    def precision(self) -> str:
-        found = self.files.get("compare_precision")
-        if not found:
-            return ""
-        rows = [
-            [run["seed"], *(f"{run[side][loss]:.4f}" for loss in LOSSES for side in ("float32", "bf16"))]
-            for run in found["runs"]
-        ]
-        text = (
-            f"### Training in bf16\n\n{found['preset']}, {found['steps']} steps of {found['batch_tokens']:,} tokens "
-            "of poems, both precisions on the same batches; loss in nats per token\n"
-            "(`python bench/compare_precision.py`).\n\n"
-        )
-        text += table(["seed", *(f"{loss}, {side}" for loss in LOSSES for side in ("float32", "bf16"))], rows) + "\n"
-        for loss in LOSSES:
-            values = found["summary"][loss]
-            text += (
-                f"- {loss}: bf16 - float32 is {values['difference']:+.4f} in the mean, {values['largest']:+.4f} at "
-                f"most; seeds deviate by {values['seeds_deviation']:.4f}.\n"
-            )
-        return text
-
-    def quality(self) -> str:
-        found = self.files.get("compare_quality")
-        if found is None or "torch_last" not in found:
-            return ""
-        minutes, (batch, context) = found["minutes"], found["batch"]
-        rows = []
-        for name, curve in found["curves"].items():
-            reached = found["seconds_to_torch_last"].get(name)
-            rows.append(
-                [
-                    name,
-                    f"{found['learning_rates'][name]:g}",
-                    *(f"{curve[-1][key]:,.0f}" for key in ("seconds", "tokens")),
-                    f"{curve[-1]['bits_per_character']:.3f}",
-                    f"{reached:.0f} s" if reached is not None else "-",
-                    f"{reached / (60 * minutes):.2f}" if reached is not None else "-",
-                ]
-            )
-        text = (
-            f"### Time to quality\n\n{found['preset']} with {found['vocabulary']:,} tokens on {found['text']}, "
-            f"batches of {batch} x {context}, {threads_text(found['threads'])}: PyTorch for {minutes:g} minutes, ours\n"
-            "with the same random weights, ours as `miaobi train` begins (`bigram_init` on its clock), and that with\n"
-            "a third of the time for the whole run (`python bench/compare_quality.py`). All are scored on the same\n"
-            "held-out text; the last two columns are the time in which ours come to PyTorch's last figure, and its\n"
-            "share.\n\n"
-        )
-        text += table(["side", "rate", "seconds", "tokens", "bits per character", "reached in", "share"], rows)
-        plot = self.folder / "compare_quality.png"
-        if plot.exists():
-            text += f"\n![bits per character over time](../{plot.relative_to(ROOT).as_posix()})\n"
-        return text
-
-    def ablation(self) -> str:
-        cases = self.cases("ablate_training")
-        if not cases:
-            return ""
-        found = self.files["ablate_training"]
-        points = range(len(cases[0]["curve"]))
-        return (
-            f"### What the recipe is worth\n\n{found['preset']} on {found['text']}, held-out bits per character after "
-            "so many tokens of a run of as many as the last column says\n(`python bench/ablate_training.py`): the "
-            "weights to begin with, contexts in a batch, the highest learning rate.\n\n"
-        ) + table(
-            ["begins with", "batch", "rate", "seed", *(f"{round(cases[0]['curve'][i][0], -3):,}" for i in points)],
-            (
-                [
-                    row["init"],
-                    row["batch"],
-                    f"{row['rate']:g}",
-                    row["seed"],
-                    *(f"{row['curve'][i][1]:.3f}" for i in points),
-                ]
-                for row in cases
-            ),
         )
 
     def decoding(self) -> str:
