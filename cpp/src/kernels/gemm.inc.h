@@ -45,14 +45,29 @@ MIAOBI_INLINE void store_tile(const Vec (&acc)[Rows][Vectors], float* c, int64_t
   }
 }
 
+// What a tile fetches into L1 at each step of its loop, beside what it needs now.
+struct FetchNothing {
+  MIAOBI_INLINE void operator()() const {}
+};
+struct FetchAlong {
+  const char* next;
+  int64_t bytes;  // from one step to the next
+  MIAOBI_INLINE void operator()() {
+    MIAOBI_PREFETCH(next);
+    next += bytes;
+  }
+};
+
 // Rows x Vectors accumulators, one chain each. Vector v of the tile lies in panel v / 2. With kMasked the
 // last vector has only `tail` columns. Rows of A lie kRowStep apart.
-template <class Right, int Rows, int Vectors, bool kMasked, int kRowStep = 1>
-void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b, int64_t b_panel,
-          int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
+template <class Right, int Rows, int Vectors, bool kMasked, int kRowStep, class Fetch>
+MIAOBI_INLINE void fetching_tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride,
+                                 const Right* MIAOBI_RESTRICT b, int64_t b_panel, int64_t b_stride,
+                                 float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail, Fetch fetch) {
   Vec acc[Rows][Vectors];
   load_tile<kMasked>(acc, c, ldc, load_c, tail);
   for (int64_t i = 0; i < k; ++i) {
+    fetch();
     const auto right = [&](int v) {
       return load_right(b + (v / 2) * b_panel + (v % 2) * kW, kMasked && v == Vectors - 1, tail);
     };
@@ -77,8 +92,24 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Rig
   store_tile<kMasked>(acc, c, ldc, tail);
 }
 
+template <class Right, int Rows, int Vectors, bool kMasked, int kRowStep = 1>
+void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b, int64_t b_panel,
+          int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail) {
+  fetching_tile<Right, Rows, Vectors, kMasked, kRowStep>(k, a, a_stride, b, b_panel, b_stride, c, ldc, load_c, tail,
+                                                         FetchNothing{});
+}
+
+// The whole of a panel, while something else is fetched.
+template <class Right, int Rows>
+void panel_tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b,
+                int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, FetchAlong fetch) {
+  fetching_tile<Right, Rows, 2, false, 1>(k, a, a_stride, b, 0, b_stride, c, ldc, load_c, 0, fetch);
+}
+
 template <class Right>
 using TileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, int64_t, float*, int64_t, bool, int64_t);
+template <class Right>
+using PanelTileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, float*, int64_t, bool, FetchAlong);
 
 template <class Right>
 struct TileSet {
@@ -87,6 +118,7 @@ struct TileSet {
   // Several panels at once, so that few rows still fill the multiply-add pipelines; or null.
   TileFn<Right> two_panels, many;
   int many_panels;
+  PanelTileFn<Right> fetching;
 };
 
 // Multiply-adds take about four cycles and two start in each, so eight chains must be under way: one row
@@ -97,7 +129,8 @@ constexpr TileSet<Right> make_tiles() {
                    {tile<Right, Rows, 1, true>, tile<Right, Rows, 2, true>},
                    nullptr,
                    nullptr,
-                   1};
+                   1,
+                   panel_tile<Right, Rows>};
   // Widening takes registers: six vectors leave enough of sixteen, where eight would put a chain in memory.
   constexpr int kMany = sizeof(Right) == 2 && kW == 8 ? 6 : 8;
   if constexpr (Rows == 1) t.many = tile<Right, Rows, kMany, false>, t.many_panels = kMany / 2;
@@ -176,6 +209,8 @@ MIAOBI_INLINE void prefetch_epilogue(const Epilogue& e, int64_t row0, int64_t ro
 // of 512 bytes, where each on its own would be a cache line of another page; the panels of B for them stay in L2.
 constexpr int64_t kGroup = 128 / kNr;
 
+constexpr int64_t kFewTiles = 4;  // rows for so many tiles are few
+
 template <class Right>
 inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const Right* right, const Panels& b, float* c,
                        int64_t ldc, bool load_c, const Epilogue* epilogue) {
@@ -184,11 +219,14 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
   const auto panel_of = [&](int64_t j) { return right + (j / kNr) * b.panel_stride; };
   // Several panels in one tile only where the rows are all there are: they must suit every row.
   const TileSet<Right>& only = tiles[(m < height ? m : height) - 1];
+  // Few rows wait for B, which may come from memory: each of the tiles that share a panel fetches its part of the next.
+  const bool are_few = m <= kFewTiles * height;
+  const int64_t sharing = (m + height - 1) / height;
   for (int64_t j = 0; j < n;) {
     int64_t together = 1;
     if (m <= height && only.two_panels && n - j >= 2 * kNr) together = 2;
     if (m <= height && only.many && n - j >= only.many_panels * kNr) together = only.many_panels;
-    const int64_t panels = m <= height ? together : kGroup;
+    const int64_t panels = m <= height ? together : are_few ? 1 : kGroup;
     const int64_t cols = n - j < panels * kNr ? n - j : panels * kNr;
     for (int64_t i = 0; i < m; i += height) {
       const int64_t rows = m - i < height ? m - i : height;
@@ -210,6 +248,12 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
         }
         const int64_t width = j + cols - p < kNr ? j + cols - p : kNr, vectors = (width + kW - 1) / kW;
         const int64_t tail = width - (vectors - 1) * kW;
+        if (are_few && n - p >= 2 * kNr) {
+          const int64_t bytes = b.k_stride * static_cast<int64_t>(sizeof(Right)) / sharing;
+          const auto* ahead = reinterpret_cast<const char*>(panel_of(p + kNr)) + i / height * k * bytes;
+          t.fetching(k, ap, a.k_stride, panel_of(p), b.k_stride, row + p, ldc, load_c, {ahead, bytes});
+          continue;
+        }
         const TileFn<Right> f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
         f(k, ap, a.k_stride, panel_of(p), b.panel_stride, b.k_stride, row + p, ldc, load_c, tail);
       }
