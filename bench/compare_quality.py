@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Quality against time: ours and PyTorch train the same model on the same text, and are validated by one measure.
 
-    python bench/compare_quality.py TEXT [--val TEXT] [--preset nano] [--minutes 10] [--threads 2] [--compiled]
-                                    [--planned] [--learning-rate R] [--peer-learning-rate R] [--json FILE] [--plot FILE]
+    python bench/compare_quality.py TEXT [--val TEXT] [--preset nano] [--minutes 10] [--threads 2] [--sides ...]
+                                    [--learning-rate R] [--peer-learning-rate R] [--json FILE] [--plot FILE]
 
 The sides:
 
-- PyTorch: torch_gpt.py, written for speed, eager; --compiled adds torch.compile, whose compiling is on its clock.
-- miaobi, random: the same weights to begin with, and all else the same: what raw speed alone gives.
-- miaobi: what `miaobi train` does, which is to begin with `bigram_init`; that is on its clock.
-- miaobi, a third: the same in a third of the time, for a rate that falls with the clock has not fallen by then.
-- with --planned: miaobi with the preset that `miaobi plan` proposes for the text and time.
+- eager: PyTorch, torch_gpt.py, written for speed; compiled: with torch.compile, whose compiling is on its clock.
+- random: ours with the same weights to begin with, and all else the same: what raw speed alone gives.
+- bigrams: what `miaobi train` does, which is to begin with `bigram_init`; that is on its clock.
+- third: the same in a third of the time, for a rate that falls with the clock has not fallen by then.
+- planned: ours with the preset that `miaobi plan` proposes for the text and time.
 
 All have the tokenizer, documents, batch size in tokens, AdamW, warm-up, cosine and clipping in common. --learning-rate
 is that of ours with bigrams, --peer-learning-rate that of random weights, PyTorch's among them: ablate_training.py
@@ -55,6 +55,9 @@ POINTS = 20  # of each curve
 TURN_SECONDS = 10.0
 EVAL_TOKENS = 20_000
 BETAS = TrainConfig().betas
+
+PEERS = ("eager", "compiled")
+SIDES = (*PEERS, "random", "bigrams", "third", "planned")
 
 Step = Callable[[int, float], int]  # (step number, learning rate) -> tokens
 
@@ -181,6 +184,12 @@ def torch_side(
     return Side(name, step, weights, minutes, rate)
 
 
+def planned_side(data: TokenData, vocab_size: int, minutes: float) -> Side:
+    best = best_plan(Machine.measure(), vocab_size, data.learned, minutes)
+    rate = best.preset.learning_rate
+    return our_side(f"miaobi, planned {best.name}", best.preset, data, vocab_size, minutes, rate, "bigrams")
+
+
 def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
     """Seconds until a curve reaches `bits`, interpolated between its points; None if it does not."""
     if curve[0]["bits_per_character"] <= bits:
@@ -226,8 +235,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=8000)
     parser.add_argument("--learning-rate", type=float, help="of ours (default: of the preset)")
     parser.add_argument("--peer-learning-rate", type=float, help="of the random weights (default: of the preset)")
-    parser.add_argument("--planned", action="store_true")
-    parser.add_argument("--compiled", action="store_true", help="PyTorch with torch.compile, too")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["eager", "random", "bigrams", "third"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -241,19 +249,18 @@ def main() -> None:
     size, preset, minutes = tokenizer.vocab_size, PRESETS[args.preset], args.minutes
     rate = args.learning_rate or preset.learning_rate
     peer_rate = args.peer_learning_rate or preset.learning_rate
-    peers = [torch_side("PyTorch", preset, data, size, minutes, peer_rate, compiled=False)]
-    if args.compiled:
-        peers.append(torch_side("PyTorch compiled", preset, data, size, minutes, peer_rate, compiled=True))
-    ours = [
-        our_side("miaobi, random", preset, data, size, minutes, peer_rate, "random"),
-        our_side("miaobi", preset, data, size, minutes, rate, "bigrams"),
-        our_side("miaobi, a third", preset, data, size, minutes / 3, rate, "bigrams"),
-    ]
-    if args.planned:
-        best = best_plan(Machine.measure(), size, data.learned, minutes)
-        if best.name != args.preset:
-            name, best_rate = f"miaobi {best.name}", best.preset.learning_rate
-            ours.append(our_side(name, best.preset, data, size, minutes, best_rate, "bigrams"))
+    makers: dict[str, Callable[[], Side]] = {
+        "eager": lambda: torch_side("PyTorch", preset, data, size, minutes, peer_rate, compiled=False),
+        "compiled": lambda: torch_side("PyTorch compiled", preset, data, size, minutes, peer_rate, compiled=True),
+        "random": lambda: our_side("miaobi, random", preset, data, size, minutes, peer_rate, "random"),
+        "bigrams": lambda: our_side("miaobi", preset, data, size, minutes, rate, "bigrams"),
+        "third": lambda: our_side("miaobi, a third", preset, data, size, minutes / 3, rate, "bigrams"),
+        "planned": lambda: planned_side(data, size, minutes),
+    }
+    peers = [makers[name]() for name in PEERS if name in args.sides]
+    ours = [makers[name]() for name in SIDES if name not in PEERS and name in args.sides]
+    if not peers:
+        parser.error(f"expected one of {', '.join(PEERS)} among --sides, got {' '.join(args.sides)}")
     sides = peers + ours
     result: dict[str, Any] = {
         "script": "compare_quality",
