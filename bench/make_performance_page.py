@@ -254,9 +254,9 @@ class Machine:
             )
         text = (
             f"### Time to quality\n\n{found['preset']} with {found['vocabulary']:,} tokens on {found['text']}, "
-            f"batches of {batch} x {context}, {threads_text(found['threads'])}: PyTorch for {minutes:g} minutes, ours\n"
-            "with the same random weights, ours as `miaobi train` begins (`bigram_init` on its clock), and that with\n"
-            "a third of the time for the whole run (`python bench/compare_quality.py`). All are scored on the same\n"
+            f"batches of {batch} x {context}, {threads_text(found['threads'])}: PyTorch for {minutes:g} minutes\n"
+            "from random weights; ours as `miaobi train` begins, `bigram_init` on its clock (random: with PyTorch's\n"
+            "weights; a third: in a third of the time). `python bench/compare_quality.py`. All are scored on the same\n"
             "held-out text; the last two columns are the time in which ours come to PyTorch's last figure, and its\n"
             "share.\n\n"
         )
