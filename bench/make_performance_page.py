@@ -261,10 +261,7 @@ class Machine:
             "share.\n\n"
         )
         text += table(["side", "rate", "seconds", "tokens", "bits per character", "reached in", "share"], rows)
-        plot = self.folder / "compare_quality.png"
-        if plot.exists():
-            text += f"\n![bits per character over time](../{plot.relative_to(ROOT).as_posix()})\n"
-        return text
+        return text + self.plot("compare_quality", "bits per character over time")
 
     def ablation(self) -> str:
         cases = self.cases("ablate_training")
@@ -300,7 +297,7 @@ class Machine:
             row = found.get("/".join(("kv_cache", what, *key)))
             return short(row["real_time"] * 1e-6) if row and "real_time" in row else "-"
 
-        return (
+        text = (
             "### Decoding with the KV cache\n\nOne token more by the length of the context, all layers "
             "(`bench_kv_cache`): writing its keys and values, attention\nover the cached ones, and the whole step "
             "with all matrix products and logits.\n\n"
@@ -316,6 +313,12 @@ class Machine:
                 for key in keys
             ),
         )
+        return text + self.plot("plot_decode", "time per token, by its place in the text")
+
+    def plot(self, name: str, what: str) -> str:
+        """A line that shows the picture of that name, if there is one."""
+        path = self.folder / f"{name}.png"
+        return f"\n![{what}](../{path.relative_to(ROOT).as_posix()})\n" if path.exists() else ""
 
     def llama_cpp(self) -> str:
         cases = self.cases("compare_llama_cpp")
