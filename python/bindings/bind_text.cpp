@@ -228,12 +228,7 @@ class SharedEncoder {
     std::vector<std::vector<int32_t>> ids(batch.views.size());
     py::typing::List<Ids> result(ids.size());
     compute_and_build(
-        batch.views,
-        [&](int64_t begin, int64_t end) {
-          segmenter_->use([&](const miaobi::Segmenter& segmenter) {
-            for (int64_t i = begin; i < end; ++i) encoder_.encode(segmenter, batch.views[i], hmm_, ids[i], nullptr);
-          });
-        },
+        batch.views, [&](int64_t begin, int64_t end) { encode_range(batch, begin, end, ids); },
         [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
             put(result, i, list_of(ids[i].data(), ids[i].size()).release().ptr());
@@ -253,12 +248,7 @@ class SharedEncoder {
     start[0] = 0;
     std::vector<std::vector<int32_t>> ids(count);
     compute_and_build(
-        batch.views,
-        [&](int64_t begin, int64_t end) {
-          segmenter_->use([&](const miaobi::Segmenter& segmenter) {
-            for (int64_t i = begin; i < end; ++i) encoder_.encode(segmenter, batch.views[i], hmm_, ids[i], nullptr);
-          });
-        },
+        batch.views, [&](int64_t begin, int64_t end) { encode_range(batch, begin, end, ids); },
         [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) start[i + 1] = start[i] + static_cast<int64_t>(ids[i].size());
         });
@@ -284,6 +274,12 @@ class SharedEncoder {
   }
 
  private:
+  void encode_range(const TextBatch& batch, int64_t begin, int64_t end, std::vector<std::vector<int32_t>>& ids) const {
+    segmenter_->use([&](const miaobi::Segmenter& segmenter) {
+      for (int64_t i = begin; i < end; ++i) encoder_.encode(segmenter, batch.views[i], hmm_, ids[i], nullptr);
+    });
+  }
+
   void add_ids(TextView text, std::vector<int32_t>& ids, std::vector<miaobi::Span>* offsets) const {
     segmenter_->use([&](const miaobi::Segmenter& segmenter) { encoder_.encode(segmenter, text, hmm_, ids, offsets); });
   }
