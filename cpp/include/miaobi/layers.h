@@ -134,6 +134,28 @@ class FusedActivationLinear final : public Layer {
   ConstMat x_;
 };
 
+// The first projection of a sublayer, Y = n(X) W + b: n is a LayerNorm where the names give it one, fused into the
+// product, and then the sublayer adds X to what it puts out; else n is the identity.
+class InputProjection {
+ public:
+  struct Names {
+    std::string weight, bias, gamma, beta;  // gamma and beta empty: no LayerNorm
+  };
+  InputProjection(ParameterArena& arena, int64_t in_dim, int64_t out_dim, float eps, const Names& names);
+  void initialize(uint64_t seed, uint64_t stream);
+  ConstMat residual(ConstMat x) const { return norm_ ? x : ConstMat{}; }
+  void forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace);
+  // dx of the whole sublayer, whose output has the gradient d_sublayer; the two may be the same.
+  void backward(ConstMat dy, ConstMat d_sublayer, Mat dx, Workspace& workspace);
+  void infer(ConstMat x, Mat y, Workspace& workspace) const;
+  void pack(WeightType type);
+  void unpack();
+
+ private:
+  std::unique_ptr<FusedLayerNormLinear> norm_;  // one of the two
+  std::unique_ptr<FusedActivationLinear> plain_;
+};
+
 // Causal multi-head self-attention with one projection for Q, K and V:
 //   [Q K V] = n(X) W_qkv + b_qkv,   Y = attention(Q, K, V) W_o + b_o  [+ X]
 // Plain, n is the identity and there is no residual; as a sublayer of a block, n is a LayerNorm, fused into
@@ -166,8 +188,7 @@ class SelfAttention final : public Layer {
  private:
   int64_t dim_;
   AttentionShape shape_;
-  std::unique_ptr<FusedLayerNormLinear> norm_qkv_;  // one of the two
-  std::unique_ptr<FusedActivationLinear> plain_qkv_;
+  InputProjection qkv_projection_;
   FusedActivationLinear output_;
   RaggedBatch batch_{};
   Mat qkv_, o_, lse_;
@@ -195,8 +216,7 @@ class FeedForward final : public Layer {
   void unpack();
 
  private:
-  std::unique_ptr<FusedLayerNormLinear> norm_hidden_;  // one of the two
-  std::unique_ptr<FusedActivationLinear> plain_hidden_;
+  InputProjection hidden_projection_;
   FusedActivationLinear output_;
   Mat hidden_;  // before the activation
 };

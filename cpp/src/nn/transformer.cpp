@@ -8,25 +8,6 @@
 namespace miaobi {
 namespace {
 
-// The input projection of a sublayer: with a LayerNorm in front where the names give it one.
-template <class Names>
-std::unique_ptr<FusedLayerNormLinear> with_norm(ParameterArena& arena, int64_t in_dim, int64_t out_dim, float eps,
-                                                const Names& names, const std::string& weight,
-                                                const std::string& bias) {
-  if (names.gamma.empty()) return nullptr;
-  return std::make_unique<FusedLayerNormLinear>(arena, in_dim, out_dim, eps,
-                                                FusedLayerNormLinear::Names{names.gamma, names.beta, weight, bias});
-}
-
-template <class Names>
-std::unique_ptr<FusedActivationLinear> without_norm(ParameterArena& arena, int64_t in_dim, int64_t out_dim,
-                                                    const Names& names, const std::string& weight,
-                                                    const std::string& bias) {
-  if (!names.gamma.empty()) return nullptr;
-  return std::make_unique<FusedActivationLinear>(arena, Activation::kNone, in_dim, out_dim,
-                                                 FusedActivationLinear::Names{weight, bias});
-}
-
 // dx receives a copy of dy unless it is dy, so that a sublayer can add its share to the residual's.
 void start_residual(ConstMat dy, Mat dx) {
   if (dx.data == dy.data) return;
@@ -57,19 +38,62 @@ ConstMat last_rows(ConstMat x, const KVCache::Step& step, Workspace& workspace) 
 
 }  // namespace
 
+InputProjection::InputProjection(ParameterArena& arena, int64_t in_dim, int64_t out_dim, float eps,
+                                 const Names& names) {
+  if (names.gamma.empty()) {
+    plain_ = std::make_unique<FusedActivationLinear>(arena, Activation::kNone, in_dim, out_dim,
+                                                     FusedActivationLinear::Names{names.weight, names.bias});
+  } else {
+    norm_ = std::make_unique<FusedLayerNormLinear>(
+        arena, in_dim, out_dim, eps, FusedLayerNormLinear::Names{names.gamma, names.beta, names.weight, names.bias});
+  }
+}
+
+void InputProjection::initialize(uint64_t seed, uint64_t stream) {
+  if (norm_) norm_->initialize(seed, stream);
+  if (plain_) plain_->initialize(seed, stream);
+}
+
+void InputProjection::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) {
+  if (norm_) norm_->forward(x, batch, y, workspace);
+  if (plain_) plain_->forward(x, batch, y, workspace);
+}
+
+void InputProjection::backward(ConstMat dy, ConstMat d_sublayer, Mat dx, Workspace& workspace) {
+  if (plain_) {
+    plain_->backward(dy, dx, workspace);
+    return;
+  }
+  start_residual(d_sublayer, dx);
+  norm_->backward_add(dy, dx, workspace);
+}
+
+void InputProjection::infer(ConstMat x, Mat y, Workspace& workspace) const {
+  if (norm_) norm_->infer(x, y, workspace);
+  if (plain_) plain_->infer(x, {}, y);
+}
+
+void InputProjection::pack(WeightType type) {
+  if (norm_) norm_->pack(type);
+  if (plain_) plain_->pack(type);
+}
+
+void InputProjection::unpack() {
+  if (norm_) norm_->unpack();
+  if (plain_) plain_->unpack();
+}
+
 SelfAttention::SelfAttention(ParameterArena& arena, int64_t dim, int64_t heads, float eps, const Names& names)
     : dim_(dim),
       shape_{heads, heads > 0 ? dim / heads : 0, true},
-      norm_qkv_(with_norm(arena, dim, 3 * dim, eps, names, names.w_qkv, names.b_qkv)),
-      plain_qkv_(without_norm(arena, dim, 3 * dim, names, names.w_qkv, names.b_qkv)),
+      qkv_projection_(arena, dim, 3 * dim, eps, {names.w_qkv, names.b_qkv, names.gamma, names.beta}),
       output_(arena, Activation::kNone, dim, dim, {names.w_o, names.b_o}) {
   MIAOBI_CHECK(heads > 0 && dim > 0 && dim % heads == 0, "[self_attention] expected a width that ", heads,
                " heads share evenly, got ", dim);
 }
 
 void SelfAttention::initialize_scaled(float output_std, uint64_t seed, uint64_t stream) {
-  if (norm_qkv_) norm_qkv_->initialize(seed, stream);
-  if (plain_qkv_) plain_qkv_->initialize(seed, stream);
+  qkv_projection_.initialize(seed, stream);
   output_.initialize_scaled(output_std, seed, stream + 1);
 }
 
@@ -78,14 +102,10 @@ void SelfAttention::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspa
   qkv_ = workspace.mat(x.rows, 3 * dim_);
   o_ = workspace.mat(x.rows, dim_);
   lse_ = workspace.mat(x.rows, shape_.heads);
-  if (norm_qkv_) {
-    norm_qkv_->forward(x, batch, qkv_, workspace);
-  } else {
-    plain_qkv_->forward(x, batch, qkv_, workspace);
-  }
+  qkv_projection_.forward(x, batch, qkv_, workspace);
   attention_forward(qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), batch, shape_,
                     o_, lse_);
-  output_.forward_add(o_, norm_qkv_ ? x : ConstMat{}, y);
+  output_.forward_add(o_, qkv_projection_.residual(x), y);
 }
 
 void SelfAttention::backward(ConstMat dy, Mat dx, Workspace& workspace) {
@@ -95,23 +115,14 @@ void SelfAttention::backward(ConstMat dy, Mat dx, Workspace& workspace) {
   attention_backward(d_o, qkv_.col_block(0, dim_), qkv_.col_block(dim_, dim_), qkv_.col_block(2 * dim_, dim_), o_, lse_,
                      batch_, shape_, dqkv.col_block(0, dim_), dqkv.col_block(dim_, dim_),
                      dqkv.col_block(2 * dim_, dim_));
-  if (norm_qkv_) {
-    start_residual(dy, dx);
-    norm_qkv_->backward_add(dqkv, dx, workspace);
-  } else {
-    plain_qkv_->backward(dqkv, dx, workspace);
-  }
+  qkv_projection_.backward(dqkv, dy, dx, workspace);
 }
 
 void SelfAttention::forward_cached(ConstMat x, KVCache& cache, const KVCache::Step& step, int64_t layer, Mat y,
                                    Workspace& workspace) const {
   const Workspace::Mark mark(workspace);
   const Mat qkv = workspace.mat(x.rows, 3 * dim_), o = workspace.mat(y.rows, dim_);
-  if (norm_qkv_) {
-    norm_qkv_->infer(x, qkv, workspace);
-  } else {
-    plain_qkv_->infer(x, {}, qkv);
-  }
+  qkv_projection_.infer(x, qkv, workspace);
   cache.write(layer, step, qkv.col_block(dim_, dim_), qkv.col_block(2 * dim_, dim_));
   KVCache::Step queries = step;
   ConstMat q = qkv.col_block(0, dim_);
@@ -121,75 +132,56 @@ void SelfAttention::forward_cached(ConstMat x, KVCache& cache, const KVCache::St
     x = last_rows(x, step, workspace);
   }
   cache.attend(layer, queries, q, o);
-  output_.infer(o, norm_qkv_ ? x : ConstMat{}, y);
+  output_.infer(o, qkv_projection_.residual(x), y);
 }
 
 void SelfAttention::pack(WeightType type) {
-  if (norm_qkv_) norm_qkv_->pack(type);
-  if (plain_qkv_) plain_qkv_->pack(type);
+  qkv_projection_.pack(type);
   output_.pack(type);
 }
 
 void SelfAttention::unpack() {
-  if (norm_qkv_) norm_qkv_->unpack();
-  if (plain_qkv_) plain_qkv_->unpack();
+  qkv_projection_.unpack();
   output_.unpack();
 }
 
 FeedForward::FeedForward(ParameterArena& arena, int64_t dim, int64_t hidden_dim, Activation activation, float eps,
                          const Names& names)
-    : norm_hidden_(with_norm(arena, dim, hidden_dim, eps, names, names.w1, names.b1)),
-      plain_hidden_(without_norm(arena, dim, hidden_dim, names, names.w1, names.b1)),
+    : hidden_projection_(arena, dim, hidden_dim, eps, {names.w1, names.b1, names.gamma, names.beta}),
       output_(arena, activation, hidden_dim, dim, {names.w2, names.b2}) {}
 
 void FeedForward::initialize_scaled(float output_std, uint64_t seed, uint64_t stream) {
-  if (norm_hidden_) norm_hidden_->initialize(seed, stream);
-  if (plain_hidden_) plain_hidden_->initialize(seed, stream);
+  hidden_projection_.initialize(seed, stream);
   output_.initialize_scaled(output_std, seed, stream + 1);
 }
 
 void FeedForward::forward(ConstMat x, const RaggedBatch& batch, Mat y, Workspace& workspace) {
   hidden_ = workspace.mat(x.rows, output_.in_dim());
-  if (norm_hidden_) {
-    norm_hidden_->forward(x, batch, hidden_, workspace);
-  } else {
-    plain_hidden_->forward(x, batch, hidden_, workspace);
-  }
-  output_.forward_add(hidden_, norm_hidden_ ? x : ConstMat{}, y);
+  hidden_projection_.forward(x, batch, hidden_, workspace);
+  output_.forward_add(hidden_, hidden_projection_.residual(x), y);
 }
 
 void FeedForward::backward(ConstMat dy, Mat dx, Workspace& workspace) {
   const Workspace::Mark mark(workspace);
   const Mat d_hidden = workspace.mat(dy.rows, output_.in_dim());
   output_.backward(dy, d_hidden, workspace);
-  if (norm_hidden_) {
-    start_residual(dy, dx);
-    norm_hidden_->backward_add(d_hidden, dx, workspace);
-  } else {
-    plain_hidden_->backward(d_hidden, dx, workspace);
-  }
+  hidden_projection_.backward(d_hidden, dy, dx, workspace);
 }
 
 void FeedForward::infer(ConstMat x, Mat y, Workspace& workspace) const {
   const Workspace::Mark mark(workspace);
   const Mat hidden = workspace.mat(x.rows, output_.in_dim());
-  if (norm_hidden_) {
-    norm_hidden_->infer(x, hidden, workspace);
-  } else {
-    plain_hidden_->infer(x, {}, hidden);
-  }
-  output_.infer(hidden, norm_hidden_ ? x : ConstMat{}, y);
+  hidden_projection_.infer(x, hidden, workspace);
+  output_.infer(hidden, hidden_projection_.residual(x), y);
 }
 
 void FeedForward::pack(WeightType type) {
-  if (norm_hidden_) norm_hidden_->pack(type);
-  if (plain_hidden_) plain_hidden_->pack(type);
+  hidden_projection_.pack(type);
   output_.pack(type);
 }
 
 void FeedForward::unpack() {
-  if (norm_hidden_) norm_hidden_->unpack();
-  if (plain_hidden_) plain_hidden_->unpack();
+  hidden_projection_.unpack();
   output_.unpack();
 }
 
