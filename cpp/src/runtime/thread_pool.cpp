@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The process-wide thread pool behind parallel_run.
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -10,6 +11,9 @@
 
 #if !defined(_WIN32)
 #include <pthread.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -24,9 +28,11 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 
-// How often a waiting thread looks before it sleeps: about ten microseconds, a few times the gap between
-// two loops of a training step. On a busy machine that is all a wait can burn.
-constexpr int kSpins = 300;
+// How long a waiting thread looks before it sleeps. Longer than what a program does between two steps of decoding: to
+// wake a thread costs as much as a tenth of such a step, and on a busy machine its turn comes only milliseconds later.
+// Those milliseconds are also the measure of what a wait may burn there, and an idle library burns it once.
+constexpr std::chrono::microseconds kPatience{200};
+constexpr std::chrono::microseconds kHaste{10};  // where there are more threads than processors
 
 void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -35,6 +41,37 @@ void pause() {
   __asm__ __volatile__("yield");
 #endif
 }
+
+// True as soon as ready() is, false where it is not for so long.
+template <class Ready>
+bool spin(std::chrono::microseconds patience, Ready&& ready) {
+  if (ready()) return true;
+  const auto end = std::chrono::steady_clock::now() + patience;
+  do {
+    for (int i = 0; i < 4; ++i) {  // a look at the clock costs as much as a pause
+      pause();
+      if (ready()) return true;
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+#if defined(__linux__)
+int this_processor() { return sched_getcpu(); }
+
+// A thread that is woken may be put on the processor of the one that woke it, and then computes in its place, not
+// beside it. Taking the processor out of the set of those allowed for a moment moves the calling thread elsewhere.
+void leave_processor(int processor) {
+  cpu_set_t allowed;
+  if (processor < 0 || processor >= CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(static_cast<size_t>(processor), &others);
+  if (sched_setaffinity(0, sizeof(others), &others) == 0) sched_setaffinity(0, sizeof(allowed), &allowed);
+}
+#else
+int this_processor() { return -1; }
+void leave_processor(int) {}
+#endif
 
 class Pool {
  public:
@@ -62,25 +99,25 @@ class Pool {
       return;
     }
     start_workers(threads - 1);
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      body_ = body;
-      context_ = context;
-      count_ = count;
-      next_.store(0, std::memory_order_relaxed);
-      places_ = threads - 1;
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    if (sleeping_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();
+    body_ = body;
+    context_ = context;
+    count_ = count;
+    processor_ = each_has_a_processor() ? this_processor() : -1;
+    next_.store(0, std::memory_order_relaxed);
+    const uint64_t loop = state_.load(std::memory_order_relaxed) / kLoop + 1;
+    state_.store(loop * kLoop + static_cast<uint64_t>(threads - 1) * kPlace, std::memory_order_seq_cst);
+    const int awake = static_cast<int>(workers_.size()) - sleeping_.load(std::memory_order_seq_cst);
+    if (awake < threads - 1) notify(wake_);
     work(0);
     // No more tasks: whoever has not joined yet stays out, whoever has is waited for.
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      places_ = 0;
+    state_.fetch_and(~(kLoop - kPlace), std::memory_order_relaxed);
+    const auto done = [this] { return state_.load(std::memory_order_seq_cst) % kPlace == 0; };
+    if (!spin(patience(), done)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      caller_sleeps_.store(true, std::memory_order_seq_cst);
+      done_.wait(lock, done);
+      caller_sleeps_.store(false, std::memory_order_relaxed);
     }
-    for (int i = 0; i < kSpins && active_.load(std::memory_order_acquire) != 0; ++i) pause();
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return active_ == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
@@ -94,14 +131,28 @@ class Pool {
     static std::atomic<Pool*> pool{nullptr};
     return pool;
   }
+  static bool each_has_a_processor() {
+    static const int processors = available_processors();
+    return get_num_threads() <= processors;
+  }
+  static std::chrono::microseconds patience() { return each_has_a_processor() ? kPatience : kHaste; }
   static bool& inside_task() {
     thread_local bool inside = false;
     return inside;
   }
 
+  void notify(std::condition_variable& condition) {
+    // Who has looked and not begun to wait holds the lock.
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }
+    condition.notify_all();
+  }
+
   void start_workers(int count) {
     while (static_cast<int>(workers_.size()) < count) {
-      workers_.emplace_back([this] { worker(); });
+      const int index = static_cast<int>(workers_.size()) + 1;
+      workers_.emplace_back([this, index] { worker(index); });
       workers_.back().detach();
     }
   }
@@ -117,42 +168,59 @@ class Pool {
     inside_task() = false;
   }
 
-  void worker() {
-    uint64_t seen = 0;
-    while (true) {
-      for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
-      std::unique_lock<std::mutex> lock(mutex_);
-      if (generation_ == seen) {
-        sleeping_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, [&] { return generation_ != seen; });
-        sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+  // Takes a place in loop `seen` and returns its slot, or 0 where there is none.
+  int join(uint64_t seen) {
+    uint64_t state = state_.load(std::memory_order_relaxed);
+    while (state / kLoop == seen && state % kLoop >= kPlace) {
+      if (state_.compare_exchange_weak(state, state - kPlace + 1, std::memory_order_acq_rel)) {
+        return static_cast<int>(state % kLoop / kPlace);
       }
-      seen = generation_;
-      if (places_ == 0) continue;
-      const int slot = places_--;
-      active_.fetch_add(1, std::memory_order_relaxed);
-      lock.unlock();
+    }
+    return 0;
+  }
+
+  // The `index`-th thread, the caller being the first.
+  void worker(int index) {
+    uint64_t seen = 0;
+    const auto comes = [&] { return state_.load(std::memory_order_seq_cst) / kLoop != seen; };
+    while (true) {
+      if (!spin(index < get_num_threads() ? patience() : std::chrono::microseconds{0}, comes)) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleeping_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, comes);
+        sleeping_.fetch_sub(1, std::memory_order_relaxed);
+      }
+      seen = state_.load(std::memory_order_relaxed) / kLoop;
+      const int slot = join(seen);
+      if (slot == 0) continue;
+      if (processor_ >= 0 && processor_ == this_processor()) leave_processor(processor_);
       work(slot);
-      lock.lock();
-      if (active_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
+      const uint64_t before = state_.fetch_sub(1, std::memory_order_seq_cst);
+      if (before % kPlace == 1 && caller_sleeps_.load(std::memory_order_seq_cst)) notify(done_);
     }
   }
 
   std::mutex owner_;  // held by the thread whose loop has the pool
 
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // of the condition variables, and guards error_
   std::condition_variable wake_, done_;
-  std::atomic<uint64_t> generation_{0};
-  int places_ = 0;              // workers that may still join this loop
-  std::exception_ptr error_;    // the first that a task threw
-  std::atomic<int> active_{0};  // workers in it
-  std::atomic<int> sleeping_{0};
+  std::exception_ptr error_;  // the first that a task threw
   std::vector<std::thread> workers_;
 
+  // What a loop is. The caller writes it while no worker is in a loop; joining and leaving through state_ orders it.
   void (*body_)(void*, int64_t, int) = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0;
-  std::atomic<int64_t> next_{0};
+  int processor_ = -1;  // the caller's, where each thread is to have one of its own
+
+  // The number of the loop, the workers that may still join it, and those that are in it, in one word: a worker either
+  // joins before the caller closes the loop, and is waited for, or finds no place. Lines of their own, for all threads
+  // look at the one and write the other.
+  static constexpr uint64_t kPlace = uint64_t{1} << 16, kLoop = uint64_t{1} << 32;
+  alignas(64) std::atomic<uint64_t> state_{0};
+  std::atomic<int> sleeping_{0};  // workers
+  std::atomic<bool> caller_sleeps_{false};
+  alignas(64) std::atomic<int64_t> next_{0};
 };
 
 }  // namespace
