@@ -75,6 +75,7 @@ class KVCache {
   }
   template <class T>
   void write_row(T* storage, const float* key, const float* value, int64_t slot) const;
+  void write_head(int64_t layer, int64_t head, const Step& step, ConstMat k, ConstMat v);
   void attend_head(int64_t layer, int64_t head, const Sequence& s, int64_t start, ConstMat q, Mat o,
                    float* scratch) const;
 

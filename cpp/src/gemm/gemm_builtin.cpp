@@ -42,6 +42,9 @@ int64_t balanced_depth(const Blocking& blocking, int64_t k) {
   return k <= blocking.kc ? std::max<int64_t>(k, 1) : round_up(ceil_div(k, ceil_div(k, blocking.kc)), 8);
 }
 
+// Tiles that a panel of B must meet in a thread, where all threads read all of B: it comes from L3.
+constexpr int64_t kTilesToShare = 8;
+
 // C is cut into row_blocks x col_blocks parts; a part is one task.
 struct Grid {
   int64_t mc, nc, row_blocks, col_blocks;
@@ -51,9 +54,10 @@ Grid grid_for(const KernelTable& table, const Blocking& blocking, int64_t m, int
   Grid g;
   const int64_t threads = m * n * k <= kSerialWork ? 1 : get_num_threads();
   g.row_blocks = ceil_div(m, blocking.mc);
-  // Equal shares for all threads rather than full blocks and a remainder.
-  if (g.row_blocks > 1) g.row_blocks = round_up(g.row_blocks, threads);
-  g.mc = round_up(ceil_div(m, g.row_blocks), table.mr);
+  // Equal shares for all threads rather than full blocks and a remainder, of whole tiles where there are many.
+  if (g.row_blocks > 1 || m >= threads * kTilesToShare * table.mr) g.row_blocks = round_up(g.row_blocks, threads);
+  g.mc = ceil_div(m, g.row_blocks);
+  if (g.mc > 2 * kTilesToShare * table.mr) g.mc = round_up(g.mc, table.mr);
   g.row_blocks = ceil_div(m, g.mc);
   // Few rows: cut the columns too. Every part packs its rows of A again, so no more parts than needed.
   g.col_blocks = g.row_blocks >= threads ? 1 : round_up(ceil_div(threads, g.row_blocks), threads);

@@ -16,7 +16,8 @@
 namespace miaobi {
 namespace {
 constexpr int64_t kB = KVCache::kBlockTokens;
-constexpr int64_t kQueries = 32;  // a tile of queries; a multiple of every vector width
+constexpr int64_t kQueries = 32;      // a tile of queries; a multiple of every vector width
+constexpr int64_t kRowsToShare = 16;  // rows to write that are worth waking other threads for
 constexpr int64_t blocks_for(int64_t tokens) { return (tokens + kB - 1) / kB; }
 }  // namespace
 
@@ -143,36 +144,44 @@ void KVCache::extend(const int64_t* sequences, const RaggedBatch& batch) {
 
 template <class T>
 void KVCache::write_row(T* storage, const float* key, const float* value, int64_t slot) const {
-  const KernelTable& table = kernels_in_use();
   T* kt = storage + slot;
   T* v = storage + (kB + slot) * head_size_;
   if constexpr (std::is_same_v<T, float>) {
     for (int64_t d = 0; d < head_size_; ++d) kt[d * kB] = key[d];
     std::copy_n(value, head_size_, v);
   } else {
+    const KernelTable& table = kernels_in_use();
     table.narrow(value, head_size_, v);
-    for (int64_t d = 0; d < head_size_; ++d) table.narrow(key + d, 1, kt + d * kB);
+    uint16_t narrow[64];
+    for (int64_t d0 = 0; d0 < head_size_; d0 += 64) {
+      const int64_t count = std::min<int64_t>(64, head_size_ - d0);
+      table.narrow(key + d0, count, narrow);
+      for (int64_t d = 0; d < count; ++d) kt[(d0 + d) * kB] = narrow[d];
+    }
   }
 }
 
-void KVCache::write(int64_t layer, const Step& step, ConstMat k, ConstMat v) {
+void KVCache::write_head(int64_t layer, int64_t head, const Step& step, ConstMat k, ConstMat v) {
   for (int64_t i = 0; i < step.batch.sequences; ++i) {
     const Sequence& s = at(step.sequences[i]);
     const int64_t first = step.batch.offsets[i];
     for (int64_t r = first; r < step.batch.offsets[i + 1]; ++r) {
       const int64_t position = step.starts[i] + r - first;
-      const int32_t block = s.blocks[static_cast<size_t>(position / kB)];
-      const int64_t slot = position % kB;
-      for (int64_t h = 0; h < heads_; ++h) {
-        const float *key = k.row(r) + h * head_size_, *value = v.row(r) + h * head_size_;
-        if (storage_.size() > 0) {
-          write_row(storage_.data() + place(block, layer, h), key, value, slot);
-        } else {
-          write_row(bf16_storage_.data() + place(block, layer, h), key, value, slot);
-        }
+      const int64_t where = place(s.blocks[static_cast<size_t>(position / kB)], layer, head), slot = position % kB;
+      if (storage_.size() > 0) {
+        write_row(storage_.data() + where, k.row(r), v.row(r), slot);
+      } else {
+        write_row(bf16_storage_.data() + where, k.row(r), v.row(r), slot);
       }
     }
   }
+}
+
+void KVCache::write(int64_t layer, const Step& step, ConstMat k, ConstMat v) {
+  const int slots = k.rows < kRowsToShare ? 1 : get_num_threads();
+  parallel_for_slots(heads_, slots, [&](int64_t h, int) {
+    write_head(layer, h, step, k.col_block(h * head_size_, head_size_), v.col_block(h * head_size_, head_size_));
+  });
 }
 
 // Online softmax over the blocks in ascending order. One query has its scores in a row, several have them
@@ -192,12 +201,14 @@ void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_
   for (int64_t q0 = 0; q0 < q.rows; q0 += kQueries) {
     const int64_t queries = std::min(kQueries, q.rows - q0);
     const int64_t visible = start + q0 + queries;
-    std::fill_n(row_max, kQueries, -std::numeric_limits<float>::infinity());
-    std::fill_n(row_sum, kQueries, 0.0f);
-    std::memset(qt, 0, static_cast<size_t>(kQueries * d) * sizeof(float));
+    // One query, as in decoding, needs no room for others.
+    const int64_t lanes = queries == 1 ? 1 : (queries + table.width - 1) / table.width * table.width;
+    std::fill_n(row_max, lanes, -std::numeric_limits<float>::infinity());
+    std::fill_n(row_sum, lanes, 0.0f);
     if (queries == 1) {
       for (int64_t i = 0; i < d; ++i) qt[i] = q(q0, i) * scale;
     } else {
+      if (queries < kQueries) std::memset(qt, 0, static_cast<size_t>(kQueries * d) * sizeof(float));
       table.transpose(q.row(q0), q.stride, queries, d, scale, qt, kQueries);
     }
     for (int64_t k0 = 0; k0 < visible; k0 += kB) {
@@ -216,7 +227,6 @@ void KVCache::attend_head(int64_t layer, int64_t head, const Sequence& s, int64_
         table.gemm_block(1, d, key_count, {scores, table.mr, 1}, {v, table.nr, d}, o.row(q0), o.stride, k0 > 0,
                          nullptr);
       } else {
-        const int64_t lanes = (queries + table.width - 1) / table.width * table.width;
         table.gemm_block(key_count, lanes, d, {kt, table.mr, kB}, {qt, table.nr, kQueries}, scores, kQueries, false,
                          nullptr);
         table.attention_softmax_tile(scores, kQueries, key_count, queries, k0, start + q0, true, row_max, row_sum,
