@@ -53,6 +53,7 @@ def send(pids: list[int], number: signal.Signals) -> None:
 def our_decoding() -> sbs.Run:
     config = miaobi.GPTConfig(*_nano())
     model = miaobi.GPT(config)
+    model.pack()  # as LLM does before it writes
     cache = model.new_cache(2 * CONTEXT)
     sequence = cache.add_sequence()
     model.forward_cached(cache, [sequence], np.arange(CONTEXT, dtype=np.int32), np.array([0, CONTEXT]))
