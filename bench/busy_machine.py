@@ -6,7 +6,8 @@
 Starts one process for each processor that does nothing but compute, and lets them run and sleep in turns. Prints the
 speed of a training step and of a decoding step of nano, ours and PyTorch's, while they sleep and while they run. A fair
 share is then a half; whose threads wait for each other by spinning gets less. Ours decodes with packed weights, as LLM
-does; PyTorch's decoding step is a pass of one token through the model, without a cache. Needs PyTorch and threadpoolctl; Linux or macOS.
+does; PyTorch's decoding step is a pass of one token through the model, without a cache. Needs PyTorch and
+threadpoolctl; Linux or macOS.
 """
 
 from __future__ import annotations
