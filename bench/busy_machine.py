@@ -5,8 +5,9 @@
 
 Starts one process for each processor that does nothing but compute, and lets them run and sleep in turns. Prints the
 speed of a training step and of a decoding step of nano, ours and PyTorch's, while they sleep and while they run. A fair
-share is then a half; whose threads wait for each other by spinning gets less. PyTorch's decoding step is a pass of one
-token through the model, without a cache. Needs PyTorch and threadpoolctl; Linux or macOS.
+share is then a half; whose threads wait for each other by spinning gets less. Ours decodes with packed weights, as LLM
+does; PyTorch's decoding step is a pass of one token through the model, without a cache. Needs PyTorch and
+threadpoolctl; Linux or macOS.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def send(pids: list[int], number: signal.Signals) -> None:
 def our_decoding() -> sbs.Run:
     config = miaobi.GPTConfig(*_nano())
     model = miaobi.GPT(config)
+    model.pack()  # as LLM does before it writes
     cache = model.new_cache(2 * CONTEXT)
     sequence = cache.add_sequence()
     model.forward_cached(cache, [sequence], np.arange(CONTEXT, dtype=np.int32), np.array([0, CONTEXT]))

@@ -59,6 +59,37 @@ TEST_CASE("cached attention, token by token, agrees with the oracle for every pr
   expect_same_for_all_thread_counts("cached attention", [&] { return Results().add(run(qkv, {50, 51, T})); });
 }
 
+TEST_CASE("a cache in bfloat16 has the bits of a float32 cache of rounded keys and values, at any number of threads") {
+  Random random(93);
+  for (const int64_t head_size : {8, 64, 70, 136}) {
+    const int64_t heads = 3, width = heads * head_size, T = 40;
+    Guarded qkv = input(random, T, 3 * width, kLoose), rounded = input(random, T, 3 * width, kLoose);
+    std::vector<uint16_t> narrow(static_cast<size_t>(2 * width));
+    for (int64_t r = 0; r < T; ++r) {
+      std::copy_n(qkv.mat().row(r), width, rounded.mat().row(r));
+      kernels_in_use().narrow(qkv.mat().row(r) + width, 2 * width, narrow.data());
+      kernels_in_use().widen(narrow.data(), 2 * width, rounded.mat().row(r) + width);
+    }
+    const auto outputs = [&](const Guarded& x, WeightType type) {
+      Guarded o = output(T, width, kLoose);
+      KVCache cache(1, heads, head_size, T, type);
+      const int64_t sequence = cache.add_sequence(), ends[] = {0, 1, 3, T};  // rows alone, a few, many
+      for (int i = 0; i < 3; ++i) {
+        const int64_t rows = ends[i + 1] - ends[i], offsets[] = {0, rows};
+        const RaggedBatch batch{offsets, 1, rows};
+        const ConstMat in = x.mat().row_block(ends[i], rows);
+        cache.extend(&sequence, batch);
+        cache.write(0, {&sequence, &ends[i], batch}, in.col_block(width, width), in.col_block(2 * width, width));
+        cache.attend(0, {&sequence, &ends[i], batch}, in.col_block(0, width), o.mat().row_block(ends[i], rows));
+      }
+      return o;
+    };
+    const Guarded want = outputs(rounded, WeightType::kFloat32);
+    expect_same_bits("head size " + std::to_string(head_size), outputs(qkv, WeightType::kBf16).mat(), want.mat());
+    expect_same_for_all_thread_counts("bf16 cache", [&] { return Results().add(outputs(qkv, WeightType::kBf16)); });
+  }
+}
+
 TEST_CASE("forked sequences share blocks until one writes, and freed blocks come back") {
   Random random(91);
   const int64_t T = 70;

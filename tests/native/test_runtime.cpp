@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -12,6 +14,9 @@
 #include <utility>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if !defined(_WIN32)
 #include <sys/wait.h>
 #include <unistd.h>
@@ -154,6 +159,51 @@ TEST_CASE("the number of threads is refused below 1 and above 256, and stays") {
   CHECK_THROWS_AS(set_num_threads(257), Error);
   CHECK(get_num_threads() == 2);
 }
+
+TEST_CASE("a library that nobody calls takes no processor time") {
+  for (const int n : {2, 8}) {
+    const ThreadCount threads(n);
+    CHECK(each_once(1000));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // whoever waits has gone to sleep
+    const std::clock_t before = std::clock();                    // of all threads
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    CHECK(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC < 0.02);
+    CHECK(each_once(1000));
+  }
+}
+
+#if defined(__linux__)
+TEST_CASE("the pool leaves its threads all processors that they had, and works where they have but one") {
+  const ThreadCount threads(2);
+  cpu_set_t all, one;
+  REQUIRE(sched_getaffinity(0, sizeof(all), &all) == 0);
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<size_t>(sched_getcpu()), &one);
+  std::atomic<int> changed{0};
+  const auto loops = [&](const cpu_set_t& expected) {
+    for (int repeat = 0; repeat < 200; ++repeat) {
+      parallel_for(20, [&](int64_t) {
+        cpu_set_t mine;
+        if (sched_getaffinity(0, sizeof(mine), &mine) != 0 || !CPU_EQUAL(&mine, &expected)) changed += 1;
+      });
+    }
+  };
+  loops(all);
+  CHECK(changed == 0);
+  // A pool whose worker shares the caller's processor: a new process, for the threads of this one are allowed all.
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    if (sched_setaffinity(0, sizeof(one), &one) != 0) _exit(2);
+    loops(one);
+    _exit(changed == 0 ? 0 : 1);
+  }
+  int status = 1;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+}
+#endif
 
 #if !defined(_WIN32)
 TEST_CASE("a forked child has a pool of its own, and so has its child; the parent's goes on") {
