@@ -61,7 +61,7 @@ class Trainer:
 
     With `out_dir`, that folder holds the model, `checkpoints/last` and `checkpoints/best` to go on from, and
     `train_log.jsonl`; without, nothing is written. `listener` is called with each `TrainEvent`. `data_info`, what the
-    data are, goes into the manifest of each checkpoint; `chat_template` is saved with the model. The
+    data are, goes into the log and the manifest of each checkpoint; `chat_template` is saved with the model. The
     model's config takes over `TrainConfig.dropout`, if that is given.
     """
 
@@ -97,7 +97,8 @@ class Trainer:
         )
         self.state = TrainState()
         self._template = chat_template or ChatTemplate()
-        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, data_info or {}, self._template)
+        self._data_info = dict(data_info or {})
+        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, self._data_info, self._template)
         self._best_weights: bytes | None = None  # where there is no folder to go back to
         self.listener = listener
         self._train_log: TrainLog | None = None
@@ -174,6 +175,7 @@ class Trainer:
             model=asdict(self.model.config),
             tokenizer_hash=self.tokenizer.hash,
             version=str(_core.build_info()["version"]),
+            data=self._data_info,
         )
         with ExitStack() as stack:
             if self._out is not None:
