@@ -25,7 +25,7 @@ from miaobi.model import GPT, AdamW, Dropout
 from miaobi.run_clock import RunClock
 from miaobi.run_folder import CHECKPOINTS, RunFolder
 from miaobi.run_lock import RunLock
-from miaobi.scoring import Score, score_documents
+from miaobi.scoring import BATCH_TOKENS, Score, score_documents
 from miaobi.tokenizer import JiebaTokenizer
 from miaobi.train_config import TrainConfig
 from miaobi.train_events import (
@@ -407,7 +407,9 @@ class Trainer:
     def _score(self, validation: TokenData) -> Score | None:
         """The score of the validation documents, or None if stopped meanwhile."""
         score = Score(0.0, 0, 0)
-        for document_score in score_documents(self.model, validation.documents()):
+        rows = self.config.batch_size * self.model.config.n_positions // self.config.gradient_accumulation
+        batch_tokens = min(rows, BATCH_TOKENS)  # what a step has room for
+        for document_score in score_documents(self.model, validation.documents(), batch_tokens):
             if self._stop:
                 return None
             score += document_score
