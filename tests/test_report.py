@@ -39,7 +39,9 @@ def tokenizer() -> JiebaTokenizer:
 def run(tokenizer: JiebaTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a <run>")
     settings = config(sample_prompts=["明月<b>&"], sample_tokens=4)
-    Trainer(make_model(tokenizer), tokenizer, settings, out_dir=folder).fit(TEXTS, VALIDATION)
+    files = [{"use": "text", "path": "<poems>.txt", "documents": 1234, "dialogues": 0, "characters": 98765}]
+    info = {"files": files}
+    Trainer(make_model(tokenizer), tokenizer, settings, out_dir=folder, data_info=info).fit(TEXTS, VALIDATION)
     return folder
 
 
@@ -69,6 +71,9 @@ def test_a_run_as_a_page(run: Path) -> None:
     assert "http-equiv" not in text
     assert text.count("明月&lt;b&gt;&amp;") == 2
     assert "<b>&</b>" not in text
+    for cell in ("&lt;poems&gt;.txt", "1,234", "98,765"):
+        assert f">{cell}</td>" in text
+    assert "mix_ratio" not in text  # nothing was mixed in
     evaluation = next(entry for entry in read_log(run) if entry["event"] == "evaluation")
     assert f"{evaluation['bits_per_character']:.3f}" in text
     assert write_report(run, run / "other.html").read_bytes() == path.read_bytes()
@@ -123,8 +128,8 @@ def test_charts_of_odd_values(values: list[float], log: bool) -> None:
     assert len(points) == len(kept)
     for point in points:
         x, y = map(float, point.split(","))
-        assert 0 <= x <= 520
-        assert 0 <= y <= 240
+        assert 0 <= x <= 440
+        assert 0 <= y <= 230
 
 
 def test_a_heat_map_is_a_picture_of_its_values() -> None:
@@ -133,11 +138,41 @@ def test_a_heat_map_is_a_picture_of_its_values() -> None:
     data = b64decode(drawn.find("image").get("href").partition(",")[2])  # type: ignore[union-attr]
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     start = data.index(b"IDAT") + 4
-    rows = np.frombuffer(zlib.decompress(data[start:-12]), np.uint8).reshape(3, 10)
+    rows = np.frombuffer(zlib.decompress(data[start:-12]), np.uint8).reshape(3, 13)
     assert not rows[:, 0].any()
-    red = rows[:, 1::3]
-    assert np.array_equal(np.argsort(-red.ravel(), kind="stable"), np.argsort(values.ravel(), kind="stable"))
-    assert red[0, 1] == 255
+    alpha = rows[:, 4::4]
+    assert np.array_equal(np.argsort(alpha.ravel(), kind="stable"), np.argsort(values.ravel(), kind="stable"))
+    assert alpha[0].tolist() == [255, 0, 0]
+    assert [text.text for text in drawn.findall("text")] == ["head 1", "一", "一", "<b>", "<b>", "三", "三"]
+    places = [float(text.get("x", "nan")) for text in drawn.findall("text")[1:]]
+    assert places[::2] == [places[0]] * 3  # before the rows
+    assert places[0] < places[1] < places[3] < places[5]  # along the diagonal
+    assert len(ElementTree.fromstring(heat_map(np.eye(100, dtype=np.float32), ["字"] * 100, "")).findall("text")) == 1
+
+
+def test_names_on_an_axis_are_round_and_around_the_values() -> None:
+    def names(values: list[float], log: bool) -> list[float]:
+        drawn = ElementTree.fromstring(chart("", [Series("", range(len(values)), values)], "step", log))
+        found = [text for text in drawn.findall("text") if text.get("x") == "44"]
+        return [float((text.text or "").replace(",", "")) for text in found]
+
+    assert names([0.7, 3.9], True) == [0.5, 1, 2, 5]
+    assert names([1.0, 10.0], True) == [1, 2, 5, 10]
+    assert names([2.0], True) == [2, 5]
+    assert names([1e-3, 1e6], True) == [1e-3, 1e-1, 1e1, 1e3, 1e5, 1e7]
+    assert names([5.18, 6.75], False) == [5, 5.5, 6, 6.5, 7]
+    assert names([1e300, 1e308], True)[-1] == 1e308
+
+
+def test_a_noisy_line_has_its_running_mean() -> None:
+    drawn = ElementTree.fromstring(chart("", [Series("", range(200), [i % 2 for i in range(200)], noisy=True)], "step"))
+    raw, mean = (
+        [float(point.split(",")[1]) for point in line.get("points", "").split()] for line in drawn.findall("polyline")
+    )
+    assert len(raw) == len(mean) == 200
+    assert max(raw) - min(raw) > 100
+    assert max(mean[20:-20]) - min(mean[20:-20]) < 10
+    assert (mean[0], mean[-1]) == (raw[0], raw[-1])
 
 
 # --- a sentence ---

@@ -100,8 +100,10 @@ def bigram_init(model: GPT, data: TokenData) -> None:
 
 def bigram_init_memory(vocab_size: int, width: int, tokens: int) -> float:
     """Bytes that `bigram_init` takes at most beside the model, to a fifth or so: it is over before training begins."""
-    pairs = min(tokens, _PARTS * _TOKENS_AT_ONCE) / 3  # of tokens that come again and again
-    return 4.0 * _DENSE + 40.0 * vocab_size * (width + _OVERSAMPLING) + 100.0 * pairs
+    pairs = min(tokens, _PARTS * _TOKENS_AT_ONCE) / 4  # of tokens that come again and again
+    columns = 8.0 * vocab_size * (width + _OVERSAMPLING)  # one set of directions in float64
+    counting, factors = 103.0 * pairs, 36.0 * pairs + max(4.0 * _DENSE + 1.5 * columns, 5.0 * columns)
+    return max(1.05 * counting, 3e7 + factors)  # 3e7: areas of NumPy's BLAS and of ours
 
 
 def _count(data: TokenData, vocab: int) -> tuple[_Pairs, NDArray[np.int64]]:
@@ -133,12 +135,15 @@ def _factors(pairs: _Pairs, counts: NDArray[np.int64], share: NDArray[np.float64
     rows, columns = rows / rows.max(), columns / columns.max()
     values = np.log1p(pairs.times / (_PRIOR * share[pairs.second])) * rows[pairs.first] * columns[pairs.second]
     left, scale, right = _svd(pairs, values.astype(np.float32), vocab, rank)
-    root = np.sqrt(scale)
-    a, b = left * root / rows[:, None], right * root / columns[:, None]
-    both = np.concatenate([_INPUT_SHARE * a, b], axis=1)
-    weighted = both * columns[:, None]
-    directions = np.linalg.eigh(weighted.T @ weighted)[1][:, ::-1][:, :rank]
-    return (both @ directions).astype(np.float32), (a @ directions[rank:]).astype(np.float32)
+    left *= _INPUT_SHARE * np.sqrt(scale)  # in place, and no more copies than needed: they are what takes memory
+    right *= np.sqrt(scale)
+    left *= (columns / rows)[:, None]
+    both = np.concatenate([left, right], axis=1)
+    del left, right
+    directions = np.linalg.eigh(both.T @ both)[1][:, ::-1][:, :rank]
+    both /= columns[:, None]
+    inputs = both[:, :rank] @ (directions[rank:] / _INPUT_SHARE)
+    return (both @ directions).astype(np.float32), inputs.astype(np.float32)
 
 
 def _svd(
@@ -153,9 +158,11 @@ def _svd(
     def multiply(basis: Floats, back: bool) -> Floats:
         """W basis, or W^T W basis: both sides of one block of rows while it is there."""
         result = np.zeros((vocab, size), np.float32)
+        room = np.empty((min(step, vocab), vocab), np.float32)
         for i, (low, high) in enumerate(pairwise(bounds.tolist())):
             begin = i * step
-            dense = np.zeros((min(step, vocab - begin), vocab), np.float32)
+            dense = room[: vocab - begin]
+            dense[...] = 0
             dense[pairs.first[low:high] - begin, pairs.second[low:high]] = values[low:high]
             product = ops.matmul(dense, basis)
             if back:

@@ -81,18 +81,21 @@ def explanation_page(name: str, text: str, found: Explanation) -> str:
             f'<span style="background:rgba(214,69,50,{0.75 * surprise:.2f})" title="{escape(token.percent)}">'
             f"{escape(token.text)}</span>"
         )
-    body += "</div><p class='sub'>The redder, the less expected. 越红越出乎意料。</p>"
+    body += "</div><p class='sub'>The redder, the less expected; &lt;/s&gt; is the end. 越红越出乎意料。</p>"
     rows = [
         [
             escape(token.percent),
             escape(token.text),
-            " · ".join(f"{escape(other)} {share:.1%}" for other, share in token.alternatives),
+            " · ".join(f"{escape(other)} {share:.1%}" for other, share in token.alternatives if share >= 0.0005),
         ]
         for token in found.tokens
     ]
     body += table(("probability", "token", "what it thought likeliest there"), rows, 1)
     body += "<h2>What it looks at · 注意力</h2>"
-    body += "<p class='sub'>Each row is a token, each column one that it can look back at.</p>"
+    body += (
+        "<p class='sub'>Each row is a token, each column one that it can look back at, named on the diagonal; "
+        "the bluer, the more of its attention. 每行是一个词元，每列是它可回看的词元，越蓝注意越多。</p>"
+    )
     for layer in range(layers):
         body += f'<h2>Layer {layer + 1} · 第 {layer + 1} 层</h2><div class="grid">'
         for head in range(heads):

@@ -31,8 +31,9 @@ _USEFUL_PASSES: Final = 40.0
 MEASURED: Final = ("tiny", "mini")  # between them, the speed of others is interpolated; larger ones take more memory
 _MEASURED_VOCABULARY: Final = 8000
 _WORKING_SHARE: Final = 0.93  # of the time goes to steps: the rest validates, writes samples, and saves
-_BASE_MEMORY: Final = 190e6  # Python, NumPy and the dictionary
-_LOGITS_MEMORY: Final = 24e6  # a chunk of logits, and packed panels
+# Measured with `bench/compare_plan.py`, in bytes.
+_BASE_MEMORY: Final = 112e6  # Python, NumPy, the dictionary, and what is kept of the text
+_WORK_MEMORY: Final = 68e6  # a chunk of logits, packed panels, and what the allocator does not give back
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,6 @@ def plans(
         rate = machine.tokens_per_second(config)
         seen = max(rate * 60 * minutes * _WORKING_SHARE, 1.0)
         batch = preset.batch_size * preset.n_positions
-        activations = (
-            batch / preset.gradient_accumulation * 4 * config.n_layer * (10 * config.n_embd + config.inner_size)
-        )
-        training = _LOGITS_MEMORY + 16.0 * parameters + activations
-        beginning = 4.0 * parameters + bigram_init_memory(vocab_size, config.n_embd, tokens)
         found.append(
             Plan(
                 name=name,
@@ -129,7 +125,7 @@ def plans(
                 tokens_per_second=rate,
                 steps=int(seen // min(batch, tokens)),
                 passes=seen / tokens,
-                memory=_BASE_MEMORY + max(training, beginning),
+                memory=_memory(preset, config, parameters, tokens),
                 disk=(12.0 + 12.0) * parameters + 3.0 * tokens,
                 model_size=4.0 * parameters,
                 loss=predicted_loss(parameters, seen, tokens),
@@ -141,6 +137,18 @@ def plans(
 def best_plan(machine: Machine, vocab_size: int, tokens: int, minutes: float) -> Plan:
     """The size with the lowest predicted loss."""
     return min(plans(machine, vocab_size, tokens, minutes), key=lambda plan: plan.loss)
+
+
+def _memory(preset: Preset, config: GPTConfig, parameters: int, tokens: int) -> float:
+    """Bytes that a run takes at most: while it makes the first weights, or while it trains and writes samples."""
+    width, inner = config.n_embd, config.inner_size
+    rows = preset.batch_size * preset.n_positions / preset.gradient_accumulation
+    kept = config.n_layer * (6 * width + inner)  # of each token: a block's input, Q, K, V, attention, middle, MLP
+    passing = 3 * width + max(4 * width, inner)  # and what backward holds of one block
+    weights = 16.0 + 4.0  # of each parameter: itself, its gradient, two moments; and packed, for samples
+    training = _WORK_MEMORY + weights * parameters + 4.0 * rows * (kept + passing)
+    beginning = 8.0 * parameters + bigram_init_memory(config.vocab_size, width, tokens)
+    return _BASE_MEMORY + 2.0 * tokens + max(training, beginning)  # the file of tokens is mapped
 
 
 def _saturated(repeats: float, scale: float) -> float:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from miaobi.model import GPT
 
-__all__ = ["Score", "TokenDocument", "score_documents"]
+__all__ = ["BATCH_TOKENS", "Score", "TokenDocument", "score_documents"]
 
-_BATCH_TOKENS: Final = 2048  # enough rows to keep the matrix products busy, few enough to stay in tens of megabytes
+BATCH_TOKENS: Final = 2048  # enough rows to keep the matrix products busy, few enough to stay in tens of megabytes
 _IGNORED: Final = -100  # the target that token_losses does not score
 
 
@@ -66,11 +66,14 @@ class Score(NamedTuple):
 _Window = tuple[NDArray[np.int32], NDArray[np.int32]]  # ids and their targets
 
 
-def score_documents(model: GPT, documents: Iterable[tuple[Sequence[int], int] | TokenDocument]) -> Iterator[Score]:
+def score_documents(
+    model: GPT, documents: Iterable[tuple[Sequence[int], int] | TokenDocument], batch_tokens: int = BATCH_TOKENS
+) -> Iterator[Score]:
     """The score of each document, in order, given as (token ids from bos to eos, number of characters).
 
     Every token but the first is predicted once, from all before it, or from the most recent half to whole context
-    where a document is longer than that. Tokens that are not scored are only read.
+    where a document is longer than that. Tokens that are not scored are only read. About `batch_tokens` are computed at
+    once; the scores do not depend on that.
     """
     context = model.config.n_positions
     waiting: list[tuple[int, int]] = []  # windows and characters of each document that is not scored yet
@@ -81,10 +84,10 @@ def score_documents(model: GPT, documents: Iterable[tuple[Sequence[int], int] | 
         windows += found
         size += sum(len(ids) for ids, _ in found)
         waiting.append((len(found), document[1]))
-        if size >= _BATCH_TOKENS:
-            yield from _scores(model, windows, waiting)
+        if size >= batch_tokens:
+            yield from _scores(model, windows, waiting, batch_tokens)
             windows, waiting, size = [], [], 0
-    yield from _scores(model, windows, waiting)
+    yield from _scores(model, windows, waiting, batch_tokens)
 
 
 def _windows(document: TokenDocument, context: int) -> Iterator[_Window]:
@@ -103,10 +106,10 @@ def _windows(document: TokenDocument, context: int) -> Iterator[_Window]:
         start += step
 
 
-def _scores(model: GPT, windows: list[_Window], documents: list[tuple[int, int]]) -> Iterator[Score]:
+def _scores(model: GPT, windows: list[_Window], documents: list[tuple[int, int]], batch_tokens: int) -> Iterator[Score]:
     """The score of each document, given as (number of its windows, characters)."""
     sums: list[tuple[float, int, int]] = []
-    for batch in _batches(windows):
+    for batch in _batches(windows, batch_tokens):
         inputs, targets = (np.concatenate(arrays) for arrays in zip(*batch, strict=True))
         offsets = np.asarray([0, *accumulate(len(ids) for ids, _ in batch)], np.int64)
         losses, predicted = model.score_tokens(inputs, targets, offsets)
@@ -123,12 +126,12 @@ def _scores(model: GPT, windows: list[_Window], documents: list[tuple[int, int]]
         )
 
 
-def _batches(windows: list[_Window]) -> Iterator[list[_Window]]:
+def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window]]:
     """Groups of windows with about as many tokens as a batch has."""
     batch: list[_Window] = []
     size = 0
     for window in windows:
-        if batch and size + len(window[0]) > _BATCH_TOKENS:
+        if batch and size + len(window[0]) > batch_tokens:
             yield batch
             batch, size = [], 0
         batch.append(window)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
@@ -35,6 +35,7 @@ class StartEvent:
     model: dict[str, Any]
     tokenizer_hash: str
     version: str
+    data: dict[str, Any] = field(default_factory=dict)  # the `data_info` of the trainer
 
 
 @dataclass(frozen=True)

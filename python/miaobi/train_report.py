@@ -20,9 +20,11 @@ _REFRESH_SECONDS: Final = 30  # of the page of a run that goes on
 _WARNINGS: Final = ("skip", "spike", "rollback")
 _MAX_WARNINGS: Final = 50
 _SETTINGS: Final = (
-    *("batch_size", "gradient_accumulation", "learning_rate", "warmup", "weight_decay", "label_smoothing", "z_loss"),
-    *("max_grad_norm", "seed", "early_stopping", "mix_ratio", "freeze"),
+    *("steps", "epochs", "minutes", "batch_size", "gradient_accumulation", "learning_rate", "warmup", "precision"),
+    *("max_grad_norm", "weight_decay", "dropout", "label_smoothing", "z_loss", "early_stopping", "freeze", "keep"),
+    "seed",
 )
+_USES: Final = {"text": "to learn · 训练", "validation": "to validate with · 验证", "mixed in": "mixed in · 混入"}
 
 _Entry = dict[str, Any]
 
@@ -47,10 +49,10 @@ def build_report(folder: str | os.PathLike[str]) -> str:
     running = entries[-1]["event"] != "end"
     name = Path(folder).absolute().name
     body = f"<h1>{escape(name)}</h1>"
-    body += f'<p class="sub">{_state(entries, running)}</p>' + _facts(start, kinds)
+    body += f'<p class="sub">{_state(entries, kinds, running)}</p>' + _facts(start, kinds)
     body += '<h2>Curves · 曲线</h2><div class="grid">'
     body += "".join(f'<div class="card">{drawn}</div>' for drawn in _charts(kinds)) + "</div>"
-    body += _samples(kinds) + _evaluations(kinds) + _warnings(kinds) + _settings(start)
+    body += _samples(kinds) + _evaluations(kinds) + _warnings(kinds) + _texts(start) + _settings(start)
     return page(f"{name} · miaobi", body, _REFRESH_SECONDS if running else None)
 
 
@@ -82,12 +84,13 @@ def read_log(folder: Path) -> list[_Entry]:
     return entries
 
 
-def _state(entries: list[_Entry], running: bool) -> str:
+def _state(entries: list[_Entry], kinds: dict[str, list[_Entry]], running: bool) -> str:
     last = entries[-1]
     if running:
-        return f"running, or broken off, at step {last['step']:,} · 训练中"
-    how = {"done": "done · 完成", "early": "stopped early: validation got no better · 提前停止"}
-    return how.get(last["reason"], "stopped; --resume goes on · 已中断")
+        share = f" ({kinds['step'][-1]['progress']:.0%})" if "step" in kinds else ""
+        return f"running, or broken off, at step {last['step']:,}{share} · 训练中"
+    how = {"done": "done · 训练完成", "early": "stopped early: validation got no better · 提前停止"}
+    return how.get(last["reason"], "stopped; --resume goes on · 已中断，可用 --resume 继续")
 
 
 def _facts(start: _Entry, kinds: dict[str, list[_Entry]]) -> str:
@@ -95,20 +98,20 @@ def _facts(start: _Entry, kinds: dict[str, list[_Entry]]) -> str:
     steps, evaluations = kinds.get("step", []), kinds.get("evaluation", [])
     facts = [
         (f"{start['parameters']:,}", "parameters · 参数"),
-        (f"{model['n_layer']} × {model['n_embd']}", f"layers × width, context {model['n_positions']}"),
-        (f"{start['train_tokens']:,}", "tokens to learn · 训练词元"),
+        (f"{model['n_layer']} × {model['n_embd']}", "layers × width · 层数×宽度"),
+        (f"{start['train_tokens']:,}", "tokens of text to learn · 训练词元"),
     ]
     if steps:
         last = steps[-1]
         minutes, seconds = divmod(round(last["elapsed"]), 60)
         facts += [
-            (f"{last['step']:,}", f"steps, {last['epoch']:.2f} epochs · 步"),
-            (f"{minutes}:{seconds:02}", "minutes · 用时"),
-            (f"{last['tokens'] / max(last['elapsed'], 1e-9):,.0f}", "tokens/s on the whole · 速度"),
+            (f"{last['step']:,}", f"steps, {last['epoch']:.2f} epochs · 步数"),
+            (f"{minutes}:{seconds:02}", "minutes:seconds · 用时"),
+            (f"{last['tokens'] / max(last['elapsed'], 1e-9):,.0f}", "tokens/s, mean · 平均速度"),
         ]
     if evaluations:
         best = min(evaluations, key=lambda entry: _value(entry["loss"]))
-        facts.append((f"{_value(best['bits_per_character']):.3f}", f"bits/char, best, at step {best['step']:,}"))
+        facts.append((f"{_value(best['bits_per_character']):.3f}", f"bits/char, best, at step {best['step']:,} · 最佳"))
     return (
         '<div class="facts">' + "".join(f"<div><b>{b}</b><span>{escape(s)}</span></div>" for b, s in facts) + "</div>"
     )
@@ -125,12 +128,13 @@ def _charts(kinds: dict[str, list[_Entry]]) -> list[str]:
     validation = Series("validation", ex, of(evaluations, "loss"), second=True)
     minutes = [value / 60 for value in of(evaluations, "elapsed")]
     bits = of(evaluations, "bits_per_character")
+    training = Series("training", x, of(steps, "loss"), noisy=True)
     return [
-        chart("Loss, nats per token · 损失", [Series("training", x, of(steps, "loss")), validation], "step"),
-        chart("Validation, bits per character", [Series("validation", ex, bits, second=True)], "step"),
-        chart("The same against time", [Series("validation", minutes, bits, second=True)], "minutes"),
+        chart("Loss, nats per token · 损失", [training, validation], "step"),
+        chart("Validation, bits per character · 验证", [Series("", ex, bits, second=True)], "step"),
+        chart("The same against time · 随时间", [Series("", minutes, bits, second=True)], "minutes"),
         chart("Learning rate · 学习率", [Series("", x, of(steps, "learning_rate"))], "step"),
-        chart("Gradient norm · 梯度范数", [Series("", x, of(steps, "grad_norm"))], "step", log=True),
+        chart("Gradient norm · 梯度范数", [Series("", x, of(steps, "grad_norm"), noisy=True)], "step", log=True),
         chart("Tokens per second · 速度", [Series("", x, of(steps, "tokens_per_second"))], "step"),
     ]
 
@@ -140,7 +144,10 @@ def _samples(kinds: dict[str, list[_Entry]]) -> str:
         [f"{entry['step']:,}", f'<span class="prompt">{_lines(entry["prompt"])}</span>{_lines(entry["text"])}']
         for entry in kinds.get("sample", [])
     ]
-    return f"<h2>Samples over time · 样例</h2>{table(('step', 'text'), rows, 1)}" if rows else ""
+    if not rows:
+        return ""
+    note = '<p class="sub"><span class="prompt">Blue</span> is given, the model wrote the rest. 蓝色为给定的开头。</p>'
+    return f"<h2>Samples over time · 样例</h2>{note}{table(('step', 'text'), rows, 1)}"
 
 
 def _evaluations(kinds: dict[str, list[_Entry]]) -> str:
@@ -148,15 +155,15 @@ def _evaluations(kinds: dict[str, list[_Entry]]) -> str:
         [
             f"{entry['step']:,}",
             f"{entry['epoch']:.2f}",
+            f"{entry['elapsed'] / 60:.1f}",
             f"{_value(entry['train_loss']):.3f}",
             f"{_value(entry['loss']):.3f}",
             f"{_value(entry['bits_per_character']):.3f}",
-            f"{entry['elapsed'] / 60:.1f}",
-            "best so far" if entry["is_best"] else "",
+            '<span class="prompt">best</span>' if entry["is_best"] else "",
         ]
         for entry in kinds.get("evaluation", [])
     ]
-    head = ("step", "epoch", "training loss", "validation loss", "bits/char", "minutes", "")
+    head = ("step", "epoch", "minutes", "train loss", "val loss", "bits/char", "")
     return f"<h2>Validations · 验证</h2>{table(head, rows, 6)}" if rows else ""
 
 
@@ -166,7 +173,7 @@ def _warnings(kinds: dict[str, list[_Entry]]) -> str:
     if not rows:
         return ""
     more = f"<p>and {len(rows) - _MAX_WARNINGS:,} more</p>" if len(rows) > _MAX_WARNINGS else ""
-    return f"<h2>What went wrong · 异常</h2>{table(('step', ''), rows[:_MAX_WARNINGS], 1)}{more}"
+    return f"<h2>What stood out · 异常</h2>{table(('step', ''), rows[:_MAX_WARNINGS], 1)}{more}"
 
 
 def _warning(entry: _Entry) -> str:
@@ -178,10 +185,38 @@ def _warning(entry: _Entry) -> str:
     return f"{entry['reason']}: back to step {entry['to_step']:,}, learning rate times {scale}"
 
 
+def _texts(start: _Entry) -> str:
+    rows = [
+        [
+            f"{source['documents']:,}",
+            f"{source['characters']:,}",
+            _USES.get(source["use"], escape(source["use"])),
+            escape(source["path"]),
+        ]
+        for source in start.get("data", {}).get("files", [])
+    ]
+    head = ("documents", "characters", "use", "file")
+    return f"<h2>Text · 文本</h2>{table(head, rows, 2)}" if rows else ""
+
+
 def _settings(start: _Entry) -> str:
-    rows = [[escape(name), escape(start["config"].get(name))] for name in _SETTINGS]
-    rows += [["tokenizer", escape(start["tokenizer_hash"][:12])], ["miaobi", escape(start["version"])]]
+    config = {**start["config"], "dropout": start["model"].get("dropout")}
+    mixes = any(source["use"] == "mixed in" for source in start.get("data", {}).get("files", []))
+    rows = [
+        [name, escape(_setting(config[name]))]
+        for name in (*_SETTINGS, *(["mix_ratio"] if mixes else []))
+        if config.get(name) or name == "seed"  # what is off is not listed
+    ]
+    rows.append(["context", f"{start['model']['n_positions']:,}"])
+    rows += [["vocabulary", f"{start['model']['vocab_size']:,}"], ["tokenizer", escape(start["tokenizer_hash"][:12])]]
+    rows.append(["miaobi", escape(start["version"])])
     return f"<h2>Settings · 设置</h2>{table(('setting', 'value'), rows)}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _lines(text: str) -> str:

@@ -25,7 +25,7 @@ from miaobi.model import GPT, AdamW, Dropout
 from miaobi.run_clock import RunClock
 from miaobi.run_folder import CHECKPOINTS, RunFolder
 from miaobi.run_lock import RunLock
-from miaobi.scoring import Score, score_documents
+from miaobi.scoring import BATCH_TOKENS, Score, score_documents
 from miaobi.tokenizer import JiebaTokenizer
 from miaobi.train_config import TrainConfig
 from miaobi.train_events import (
@@ -61,7 +61,7 @@ class Trainer:
 
     With `out_dir`, that folder holds the model, `checkpoints/last` and `checkpoints/best` to go on from, and
     `train_log.jsonl`; without, nothing is written. `listener` is called with each `TrainEvent`. `data_info`, what the
-    data are, goes into the manifest of each checkpoint; `chat_template` is saved with the model. The
+    data are, goes into the log and the manifest of each checkpoint; `chat_template` is saved with the model. The
     model's config takes over `TrainConfig.dropout`, if that is given.
     """
 
@@ -97,7 +97,8 @@ class Trainer:
         )
         self.state = TrainState()
         self._template = chat_template or ChatTemplate()
-        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, data_info or {}, self._template)
+        self._data_info = dict(data_info or {})
+        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, self._data_info, self._template)
         self._best_weights: bytes | None = None  # where there is no folder to go back to
         self.listener = listener
         self._train_log: TrainLog | None = None
@@ -174,6 +175,7 @@ class Trainer:
             model=asdict(self.model.config),
             tokenizer_hash=self.tokenizer.hash,
             version=str(_core.build_info()["version"]),
+            data=self._data_info,
         )
         with ExitStack() as stack:
             if self._out is not None:
@@ -405,7 +407,9 @@ class Trainer:
     def _score(self, validation: TokenData) -> Score | None:
         """The score of the validation documents, or None if stopped meanwhile."""
         score = Score(0.0, 0, 0)
-        for document_score in score_documents(self.model, validation.documents()):
+        rows = self.config.batch_size * self.model.config.n_positions // self.config.gradient_accumulation
+        batch_tokens = min(rows, BATCH_TOKENS)  # what a step has room for
+        for document_score in score_documents(self.model, validation.documents(), batch_tokens):
             if self._stop:
                 return None
             score += document_score
