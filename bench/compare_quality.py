@@ -202,23 +202,40 @@ def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
     return None
 
 
-def plot(sides: list[Side], path: Path) -> None:
+def plot(result: dict[str, Any], path: Path) -> None:
+    """The curves of a result, and how soon ours reach what PyTorch ends with."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
-    for side in sides:
-        points = [point for point in side.curve if point["steps"] or point["seconds"]]  # random weights are far above
+    for name, curve in result["curves"].items():
+        points = [point for point in curve if point["steps"] or point["seconds"]]  # random weights are far above
         axes.plot(
             [point["seconds"] / 60 for point in points],
             [point["bits_per_character"] for point in points],
             marker="o",
             markersize=3,
-            label=side.name,
+            label=name.replace("a third", "told to end after a third of the time"),
         )
-    axes.set(xlabel="minutes of training", ylabel="validation, bits per character")
+    last = result.get("torch_last")
+    if last is not None:
+        axes.axhline(last, color="gray", linestyle="--", linewidth=1)
+        for seconds in filter(None, result["seconds_to_torch_last"].values()):
+            axes.annotate(
+                f"what PyTorch ends with, after {seconds:.0f} s",
+                (seconds / 60, last),
+                xytext=(8, 10),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "->", "color": "gray"},
+            )
+    axes.set(
+        xlabel="minutes of training",
+        ylabel="held-out bits per character",
+        title=f"{result['preset']} on {result['text']}, {result['threads']} threads",
+        xlim=(0, None),
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
@@ -227,7 +244,7 @@ def plot(sides: list[Side], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path)
+    parser.add_argument("text", type=Path, help="or the --json of a run before, to draw its --plot again")
     parser.add_argument("--val", type=Path)
     parser.add_argument("--preset", choices=list(PRESETS), default="nano")
     parser.add_argument("--minutes", type=float, default=10.0, help="of each side's own clock")
@@ -239,6 +256,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
+    if args.plot and args.text.suffix == ".json":
+        plot(json.loads(args.text.read_text("utf-8")), args.plot)
+        return
 
     bench.use_threads(args.threads)
     corpus = read_corpus(args.text)
@@ -298,7 +318,7 @@ def main() -> None:
         print(f"{name}: PyTorch's {last:.3f} bits/char after {minutes:g} minutes: {reached}")
     save()
     if args.plot:
-        plot(sides, args.plot)
+        plot(result, args.plot)
     print(json.dumps(result, ensure_ascii=False))
 
 

@@ -64,7 +64,24 @@ def train(cases: Sequence[Row]) -> str:
         measured = next(row["memory"] for row in cases if row.get("memory"))
         text += "\nPeak memory of a process that trains for some steps, and what it had before the model was made:\n\n"
         text += table(["model", *(f"{name}{what}" for name in measured for what in (", peak", ", before"))], memory)
+        text += "".join(why_not_half(row) for row in cases if row.get("memory"))
     return text
+
+
+def why_not_half(row: Row) -> str:
+    """The arithmetic, where half of the peer's memory is less than what both have to keep."""
+    ours, peer = (row["memory"][name]["peak"] for name in ("miaobi", "torch eager"))
+    kept = 16 * row["parameters"]
+    if kept + row["memory"]["miaobi"]["before"] <= peer / 2:
+        return ""
+    rest = {name: (values["peak"] - kept - values["before"]) / 2**20 for name, values in row["memory"].items()}
+    return (
+        f"\n{row['preset']}: {ours / peer:.0%} of PyTorch's. Weights, gradients and both moments in float32 are 16 "
+        f"bytes a parameter,\n{kept / 2**20:,.0f} MB on either side, and half of PyTorch's peak is {peer / 2**21:,.0f} "
+        "MB: that cannot be reached with all of them in float32.\nBeside them and what there was before, ours takes "
+        f"{rest['miaobi']:,.0f} MB (activations, a chunk of logits, packed panels), "
+        f"PyTorch {rest['torch eager']:,.0f} MB.\n"
+    )
 
 
 def vocabulary(cases: Sequence[Row]) -> str:
@@ -73,6 +90,7 @@ def vocabulary(cases: Sequence[Row]) -> str:
             f"{row['preset']}, {threads_text(row['threads'])}",
             f"{row['vocabulary']:,}",
             f"{row['tokens_per_second']:,.0f}" + (f" (n={n})" if (n := row["sides"]["miaobi"]["n"]) < 20 else ""),
+            f"{row['gflops']:,.0f}",
             f"{row['original']:,.0f}" if "original" in row else "-",
             f"{row['times_original']:.2f}" if "original" in row else "-",
         ]
@@ -83,7 +101,14 @@ def vocabulary(cases: Sequence[Row]) -> str:
     return (
         "Ours by vocabulary and threads, beside what the original program, in Rust, was reported to reach on one "
         "thread of another\nmachine (`python bench/train_vocabulary.py`).\n\n"
-        + table(["model", "vocabulary", "tokens/s", "original", "ratio"], rows)
+        + table(["model", "vocabulary", "tokens/s", "GFLOP/s", "original", "ratio"], rows)
+        + "\nEight times the original would be "
+        + " and ".join(
+            f"{8 * row['original'] / row['tokens_per_second'] * row['gflops']:,.0f} GFLOP/s at {row['vocabulary']:,}"
+            for row in cases
+            if "original" in row and row["threads"] == 1
+        )
+        + ", on one thread.\n"
     )
 
 

@@ -5,7 +5,8 @@
 
 A whole step (loss, gradients, clipping, AdamW) of the model nano, whose width of 256 and inner width of 512 are those
 of the original; batch 16 x 128. The original, in Rust, was reported to train at 2750 and 1340 tokens/s, on one thread
-of another machine, so its ratio says what a user of it would see, and not how good the code is.
+of another machine, so its ratio says what a user of it would see, and not how good the code is. GFLOP/s are those of
+`miaobi.plan.flops_per_token`, six for each weight and what attention takes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import side_by_side as sbs
 
 import miaobi
+from miaobi.plan import flops_per_token
 
 PRESET = "nano"
 ORIGINAL = {4000: 2750.0, 10_000: 1340.0}  # tokens/s
@@ -43,10 +45,14 @@ def main() -> None:
         samples = sbs.alternate({"miaobi": partial(train_step, model, optimizer, ids, targets)}, 0.9 * seconds)
         speed = ids.size / samples["miaobi"].median
         case = {"preset": PRESET, "vocabulary": size, "parameters": model.num_parameters, "threads": threads}
+        gflops = round(speed * flops_per_token(model.config) / 1e9, 1)
         original = ORIGINAL.get(size)
         times = {} if original is None else {"original": original, "times_original": round(speed / original, 2)}
-        report.add(case, samples, tokens_per_second=round(speed, 1), **times)
-        print(f"  {speed:,.0f} tokens/s" + (f", {speed / original:.2f} times the original" if original else ""))
+        report.add(case, samples, tokens_per_second=round(speed, 1), gflops=gflops, **times)
+        print(
+            f"  {speed:,.0f} tokens/s, {gflops:.0f} GFLOP/s"
+            + (f", {speed / original:.2f} times the original" if original else "")
+        )
     report.finish()
 
 

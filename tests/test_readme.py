@@ -48,7 +48,7 @@ def prose_of(name: str) -> str:
 
 def commands_of(name: str) -> list[str]:
     """What is typed in the console blocks."""
-    lines = "".join(block.code for block in blocks_of(name, "console")).splitlines()
+    lines = "".join(block.code for block in blocks_of(name, "console")).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 import zlib
 from base64 import b64decode
@@ -235,7 +237,25 @@ def test_a_plan_adds_up() -> None:
         assert 5e10 <= plan.tokens_per_second * flops_per_token(model) <= 1e11 * (1 + 1e-9)
         assert plan.passes == pytest.approx(0.93 * 3600 * plan.tokens_per_second / 4_000_000)
         assert plan.steps == int(plan.passes * 4_000_000 / (plan.preset.batch_size * plan.preset.n_positions))
-        assert plan.memory > 16 * plan.parameters
+        assert plan.memory > 20 * plan.parameters
+
+
+def test_a_run_takes_the_memory_that_was_foretold(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    poems = tmp_path / "poems.txt"
+    poems.write_text("".join("".join(map(chr, rng.integers(0x4E00, 0x5300, 60))) + "\n" for _ in range(400)), "utf-8")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "miaobi", "train", str(poems), "--out", str(out), "--preset", "mini"]
+    command += ["--steps", "3", "--evaluations", "1", "--vocab-size", "2000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"([\d.]+) MB of memory at most", done.stdout)
+    if found is None:
+        pytest.skip("this system does not tell the peak")
+    start = read_log(out)[0]
+    plan = next(p for p in plans(MACHINE, start["model"]["vocab_size"], start["train_tokens"], 1) if p.name == "mini")
+    assert plan.parameters == start["parameters"]
+    assert plan.memory == pytest.approx(1e6 * float(found[1]), rel=0.2)
 
 
 def test_more_time_and_text_make_larger_models_worth_it() -> None:

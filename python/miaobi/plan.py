@@ -30,9 +30,10 @@ _REPEATED_TOKENS, _REPEATED_PARAMETERS = 15.39, 5.31  # Muennighoff et al. 2023:
 _USEFUL_PASSES: Final = 40.0
 MEASURED: Final = ("tiny", "mini")  # between them, the speed of others is interpolated; larger ones take more memory
 _MEASURED_VOCABULARY: Final = 8000
+_MEASURED_ROWS: Final = 512  # tokens of a step: a whole batch would take more memory than the run of a small model
 _WORKING_SHARE: Final = 0.93  # of the time goes to steps: the rest validates, writes samples, and saves
 # Measured with `bench/compare_plan.py`, in bytes.
-_BASE_MEMORY: Final = 112e6  # Python, NumPy, the dictionary, and what is kept of the text
+_BASE_MEMORY: Final = 120e6  # Python, NumPy, the dictionary, and what is kept of the text
 _WORK_MEMORY: Final = 68e6  # a chunk of logits, packed panels, and what the allocator does not give back
 
 
@@ -50,7 +51,7 @@ class Machine:
         for name in MEASURED:
             preset = PRESETS[name]
             config = preset.model_config(_MEASURED_VOCABULARY)
-            rate = _measured_rate(config, preset.batch_size, seconds / len(MEASURED))
+            rate = _measured_rate(config, _MEASURED_ROWS // preset.n_positions, seconds / len(MEASURED))
             found.append((flops_per_token(config), flops_per_token(config) * rate))
         return cls(tuple(found), get_num_threads())
 
