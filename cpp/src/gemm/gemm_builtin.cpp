@@ -236,8 +236,9 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
   const bool plain = !b.bf16 && b.transform == Transform::kNone && k > 0;
   if (m == 1 && plain) {
     one_row(table, n, k, a, b, c, accumulate, epilogue, group_for(table, 1, n, k, b.k_major ? 4096 : 384));
-  } else if (m <= table.mr && b.k_major && plain) {  // one tile's rows: B is used where it lies
-    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, 4096), 8, 0},
+  } else if (b.k_major && plain) {  // B is used where it lies
+    const int64_t depth = m < kStoredRows ? 8 : kStoredDepth;
+    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, 4096), depth, 0},
              [&](int64_t j, int64_t, int64_t k0, int64_t, float*) -> Panels {
                return {b.data + k0 * b.stride + j, table.nr, b.stride};
              });
