@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """LayerNorm + linear and GELU + linear: fused, against our own ops one after the other and PyTorch, in one process.
 
-    python bench/compare_fused_ops.py [--threads 1 2] [--seconds 240] [--json FILE]
+    python bench/compare_fused_ops.py [--threads 1 2] [--rows 1 32] [--seconds 240] [--json FILE]
 
 PyTorch runs eagerly and compiled (torch.compile, one compilation for each shape), forward alone without autograd, and
 forward with the gradients of input, weight, bias and norm. All results are checked before they are timed. Needs
@@ -135,8 +135,12 @@ def checked_sides(case: Case) -> dict[str, sbs.Run]:
 
 
 def main() -> None:
-    report = sbs.Report(sbs.parser_for(__doc__, 240.0))
-    for threads, case, seconds in sbs.product(report, all_cases()):
+    parser = sbs.parser_for(__doc__, 240.0)
+    rows = sbs.shapes("kFusedRows")
+    parser.add_argument("--rows", type=int, nargs="+", choices=rows, default=rows, help="these numbers of rows alone")
+    report = sbs.Report(parser)
+    cases = [case for case in all_cases() if case.rows in report.args.rows]
+    for threads, case, seconds in sbs.product(report, cases):
         samples = sbs.alternate(checked_sides(case), seconds)
         torch._dynamo.reset()  # the next shape is a program of its own, not another shape of this one
         flops = 2 * case.rows * case.inputs * case.outputs * (3 if case.backward else 1)

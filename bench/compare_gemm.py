@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Matrix products side by side with NumPy and PyTorch, alternated in one process.
 
-    python bench/compare_gemm.py [--threads 1 2] [--seconds 120] [--json FILE]
+    python bench/compare_gemm.py [--threads 1 2] [--precision float32 bf16] [--seconds 120] [--json FILE]
 
 Float32 products of a layer (Y = X W, dW = X^T dY, dX = dY W^T), a few rows against each weight, and our bf16 precision
 against our float32. All write into an array that is there. Results are checked before they are timed. Needs PyTorch
@@ -84,9 +84,13 @@ def sides_of(case: Case) -> dict[str, sbs.Run]:
 
 
 def main() -> None:
-    report = sbs.Report(sbs.parser_for(__doc__))
+    parser = sbs.parser_for(__doc__)
+    precisions = ["float32", "bf16"]
+    parser.add_argument("--precision", nargs="+", choices=precisions, default=precisions, help="which products")
+    report = sbs.Report(parser)
+    cases = [case for case in all_cases() if ("bf16" if case.bf16 else "float32") in report.args.precision]
     with torch.no_grad():
-        for threads, case, seconds in sbs.product(report, all_cases()):
+        for threads, case, seconds in sbs.product(report, cases):
             samples = sbs.alternate(sides_of(case), seconds)
             ours = next(iter(samples))
             gflops = 2e-9 * case.m * case.k * case.n

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import page_limits
 import page_training
 from page_tables import Row, better, by_threads, sample, short, table, threads_text
 from segment_section import segment_section
@@ -127,7 +128,7 @@ class Machine:
                     if row["threads"] == threads
                 ),
             )
-        return text
+        return text + page_limits.two_threads(cases) + page_limits.section(cases, {1: 1.8}, self.peak)
 
     def few_rows(self) -> str:
         cases = [row for row in self.cases("compare_gemm") if row["precision"] == "float32" and is_skinny(row)]
@@ -221,7 +222,9 @@ class Machine:
                     text += f"\n{op}, {kind}:\n\n" + self.against_torch(
                         "rows x in x out", chosen, lambda row: row["shape"].replace("x", " x ")
                     )
-        return text
+        many = [row for row in cases if row["rows"] > 1]
+        text += page_limits.section(many, {1: 2.5, 2: 2.0}, self.peak)
+        return text + "".join(page_limits.saved_by_fusion(many, n, self.peak("memory", n)) for n in by_threads(cases))
 
     def attention(self) -> str:
         cases = self.cases("compare_attention")
@@ -232,6 +235,7 @@ class Machine:
             + self.against_torch(
                 "B x H x T x D, pass", cases, lambda row: f"{row['shape'].replace('x', ' x ')}, {row['pass']}"
             )
+            + page_limits.section(cases, dict.fromkeys(by_threads(cases), 3.0), self.peak)
         )
 
     def quality(self) -> str:

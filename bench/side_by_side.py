@@ -182,13 +182,27 @@ class Report:
     def start(self, cases: int) -> None:
         """Prints the head. `cases` are to come."""
         facts = head()
-        self.result = {"script": self.name, "head": facts, "cases": []}
+        self.result = {"script": self.name, "head": facts, "cases": self._earlier(facts) if self.args.add else []}
         self._left, self._end = cases, time.perf_counter() + self.args.seconds
         print(
             f"{facts['cpu']}, isa {facts['isa']}, backend {facts['backend']}, threads {self.args.threads}, "
             f"commit {facts['commit']}, load {facts['load']}"
         )
         print(f"against numpy {facts['numpy']}" + (f"; torch {facts['torch']}" if "torch" in facts else ""), flush=True)
+
+    def _earlier(self, facts: Mapping[str, Any]) -> list[Any]:
+        """The cases that --json holds already, if they are of this commit and machine."""
+        if self.args.json is None or not self.args.json.exists():
+            return []
+        found = json.loads(self.args.json.read_text("utf-8"))
+        for name in ("cpu", "isa", "commit", "numpy", "torch"):
+            if found["head"].get(name) != facts.get(name):
+                raise SystemExit(
+                    f"{self.args.json} is of {name} {found['head'].get(name)}, this is {facts.get(name)}; "
+                    "measure all of it again, without --add"
+                )
+        cases: list[Any] = found["cases"]
+        return cases
 
     def turn(self) -> float | None:
         """Seconds for the next case; None where the time is up, and the case is left out."""
@@ -212,7 +226,9 @@ class Report:
             **({"best_peer": best} if best else {}),
             **more,
         }
-        self.result["cases"].append(row)
+        # With --add, a case that was measured before is replaced.
+        kept = [other for other in self.result["cases"] if any(other.get(key) != value for key, value in case.items())]
+        self.result["cases"] = [*kept, row]
         title = ", ".join(f"{name} {value}" if not isinstance(value, str) else value for name, value in case.items())
         print(f"\n{title}")
         for name, values in row["sides"].items():
@@ -250,6 +266,7 @@ def parser_for(description: str | None, seconds: float = 120.0) -> argparse.Argu
     )
     parser.add_argument("--seconds", type=float, default=seconds, help="for everything, about (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results here as they come")
+    parser.add_argument("--add", action="store_true", help="keep what --json holds of other cases, of the same commit")
     return parser
 
 

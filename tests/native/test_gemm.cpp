@@ -38,11 +38,12 @@ TEST_CASE("gemm is one chain of multiply-adds for each element, and within its b
   const int64_t mr = table.mr, nr = table.nr;
   for (const std::string& backend : available_backends()) {
     set_backend(backend);
-    // Few rows take wide tiles, up to 2 mr the columns of B as they lie, more than that packed panels.
-    for (const int64_t m : {int64_t{1}, int64_t{2}, int64_t{3}, mr, 2 * mr, 2 * mr + 1, 5 * mr + 2}) {
+    // Few rows take wide tiles, or B where it lies, deeper than 64 in pieces; more rows packed panels.
+    for (const int64_t m :
+         {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{5}, mr, mr + 1, 2 * mr, 2 * mr + 1, 5 * mr + 2}) {
       for (const int64_t n : {nr - 1, 4 * nr, 5 * nr + 3}) {
         for_each_mode([&](bool transpose_a, bool transpose_b, bool accumulate) {
-          const Case t{m, n, 37, transpose_a, transpose_b, accumulate, kLoose, transpose_a, transpose_b};
+          const Case t{m, n, n < nr ? 37 : 131, transpose_a, transpose_b, accumulate, kLoose, transpose_a, transpose_b};
           Run run(t, random, false);
           run.compute(t);
           if (backend == "builtin") expect_same_bits(t.name(), run.c.mat(), run.chains(t).mat());

@@ -82,6 +82,38 @@ TEST_CASE("exp of the ends and of NaN") {
   CHECK(std::isnan(y[8]));
 }
 
+TEST_CASE("exp2 is within 2 ulp from 2^-126 up to 2^127, and 0 and infinity beyond its range") {
+  const KernelTable& table = kernels_in_use();
+  Worst worst;
+  const auto see = [&](const std::vector<float>& x) {
+    std::vector<float> y(x.size());
+    table.exp2(x.data(), static_cast<int64_t>(x.size()), y.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (x[i] > 128.0f) continue;  // callers see to that
+      const double want = std::exp2(static_cast<double>(x[i])), got = y[i];
+      if (x[i] < -126.5f) {
+        CHECK_MESSAGE(got == 0.0, "exp2(", x[i], ") = ", got);
+      } else if (x[i] > 127.5f) {
+        CHECK_MESSAGE(std::isinf(got), "exp2(", x[i], ") = ", got);
+      } else if (x[i] >= -126.0f && x[i] < 127.5f) {
+        worst.see(!(got >= 0) ? kInf : std::fabs(got - want) / ulp(want), x[i], y[i]);
+      }
+    }
+  };
+  for_each_float(see);
+  // Half of all floats are below 1e-19, where the result is 1: the range that matters, evenly.
+  std::vector<float> even;
+  for (int i = -127 * 1024; i <= 128 * 1024; ++i) even.push_back(static_cast<float>(i) / 1024.0f);
+  see(even);
+  CHECK_MESSAGE(worst.error <= 2.0, "exp2(", worst.at, ") = ", worst.got, ": ", worst.error, " ulp");
+  const float x[] = {0.0f, -0.0f, 1.0f, -126.0f, 127.0f, 128.0f, -kInf, -kMax, NAN};
+  float y[9];
+  table.exp2(x, 9, y);
+  const float want[] = {1.0f, 1.0f, 2.0f, 0x1p-126f, 0x1p127f, kInf, 0.0f, 0.0f};
+  for (int i = 0; i < 8; ++i) CHECK_MESSAGE(same_bits(y[i], want[i]), "exp2(", x[i], ") = ", y[i]);
+  CHECK(std::isnan(y[8]));
+}
+
 double gelu_exact(double x) { return reference::gelu(x); }
 
 TEST_CASE("tanh is within 1e-6 and GELU within 1e-6 (1 + |x|) over the whole float range") {

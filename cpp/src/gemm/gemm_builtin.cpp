@@ -212,6 +212,24 @@ void pair_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const 
 // Few rows are packed over the whole depth: no more than 1 MB of them.
 bool are_few(const KernelTable& table, int64_t m, int64_t k) { return m <= 4 * table.mr && m * k <= 1 << 18; }
 
+// More of them, which still fit into L2, beside a C that is wider than they are: B is packed, or widened, in pieces
+// that stay there too, where packed blocks would go to L3 and come back from it.
+bool fit_l2(int64_t m, int64_t n, int64_t k) { return m * k * 4 <= cache_sizes().l2 && 2 * m < n; }
+
+// fill(j, cols, k0, depth, dst) puts such a piece, 192 KB at most, at dst in panels.
+template <class Fill>
+void piecewise(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, float* c, int64_t ldc,
+               bool accumulate, const Epilogue& epilogue, Fill&& fill) {
+  const int64_t longest = round_up(128, 4 * table.nr),
+                depth = std::min<int64_t>(balanced_depth(blocking_for(table), k), 384);
+  few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
+           {group_for(table, m, n, k, longest), depth, longest * depth + table.width},
+           [&](int64_t j, int64_t cols, int64_t k0, int64_t d, float* scratch) -> Panels {
+             fill(j, cols, k0, d, scratch);
+             return {scratch, table.nr * d, table.nr};
+           });
+}
+
 }  // namespace
 
 void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c, int64_t ldc,
@@ -219,6 +237,13 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
   const KernelTable& table = kernels_in_use();
   if (a.bf16 && b.bf16 && table.gemm_pairs_block != nullptr) {
     pair_rows(table, m, n, k, a, b, c, ldc, accumulate, epilogue);
+    return;
+  }
+  if (!are_few(table, m, k) && fit_l2(m, n, k)) {
+    piecewise(table, m, n, k, a, c, ldc, accumulate, epilogue,
+              [&](int64_t j, int64_t cols, int64_t k0, int64_t depth, float* dst) {
+                table.pack(b, j, cols, k0, depth, table.nr, dst);
+              });
     return;
   }
   if (!are_few(table, m, k)) {
@@ -236,8 +261,9 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
   const bool plain = !b.bf16 && b.transform == Transform::kNone && k > 0;
   if (m == 1 && plain) {
     one_row(table, n, k, a, b, c, accumulate, epilogue, group_for(table, 1, n, k, b.k_major ? 4096 : 384));
-  } else if (m <= table.mr && b.k_major && plain) {  // one tile's rows: B is used where it lies
-    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, 4096), 8, 0},
+  } else if (b.k_major && plain) {  // B is used where it lies
+    const int64_t depth = m < kStoredRows ? 8 : kStoredDepth;
+    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, 4096), depth, 0},
              [&](int64_t j, int64_t, int64_t k0, int64_t, float*) -> Panels {
                return {b.data + k0 * b.stride + j, table.nr, b.stride};
              });
@@ -297,15 +323,23 @@ void gemm_builtin(int64_t m, const Operand& a, const PackedMatrix& b, float* c, 
              [&](int64_t j, int64_t, int64_t k0, int64_t, float*) { return at(j, k0); });
     return;
   }
+  const auto widen = [&](int64_t j, int64_t k0, int64_t depth, float* dst) {
+    table.widen(at(j, k0).bf16, table.nr * depth, dst);
+  };
+  if (b.type() == WeightType::kBf16 && fit_l2(m, n, k)) {
+    piecewise(table, m, n, k, a, c, ldc, accumulate, epilogue,
+              [&](int64_t j, int64_t cols, int64_t k0, int64_t depth, float* dst) {
+                for (int64_t p = 0; p < cols; p += table.nr) widen(j + p, k0, depth, dst + p * depth);
+              });
+    return;
+  }
   many_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
             [&](int64_t j0, int64_t cols, int64_t k0, int64_t depth) -> Panels {
               if (b.type() == WeightType::kFloat32) return at(j0, k0);
               // Many rows use each element: it is widened once.
               float* wide = thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * depth);
               pack_columns(table, cols, depth, [&](int64_t begin, int64_t end) {
-                for (int64_t j = begin; j < end; j += table.nr) {
-                  table.widen(at(j0 + j, k0).bf16, table.nr * depth, wide + j * depth);
-                }
+                for (int64_t j = begin; j < end; j += table.nr) widen(j0 + j, k0, depth, wide + j * depth);
               });
               return {wide, table.nr * depth, table.nr};
             });

@@ -10,11 +10,10 @@
 
 #include "kernels/gemm.inc.h"
 #include "kernels/norm.inc.h"
+#include "kernels/pack.inc.h"
 #include "kernels/softmax.inc.h"
 
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
-
-constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 // Queries of a tile: whole panels of the GEMM tile. A tile of scores is some 18 KB, and stays in L1.
 constexpr int64_t kTileQueries = kNr * (48 / kNr > 2 ? 48 / kNr : 2);
@@ -24,24 +23,6 @@ constexpr int64_t kTile = kTileQueries * kTileKeys;
 
 constexpr int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 constexpr int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// 2^x for x <= 127. At most 2 ulp, but 0 below 2^-126.5; exp2(0) = 1, NaN stays. 2^r on |r| <= 1/2 is a minimax
-// polynomial of relative error 2.6e-9.
-MIAOBI_INLINE Vec exp2(Vec x) {
-  x = max(Vec::set1(-127.0f), x);
-  // Adding 1.5 * 2^23 + 127 leaves round(x) + 127, the exponent of 2^round(x), in the low bits.
-  const Vec magic = Vec::set1(12583039.0f);
-  const Vec shifted = x + magic;
-  const Vec r = x - (shifted - magic);
-  Vec p = Vec::set1(1.5594677540e-4f);
-  p = fma(p, r, Vec::set1(1.3406643905e-3f));
-  p = fma(p, r, Vec::set1(9.6176929749e-3f));
-  p = fma(p, r, Vec::set1(5.5503105510e-2f));
-  p = fma(p, r, Vec::set1(2.4022652783e-1f));
-  p = fma(p, r, Vec::set1(6.9314721497e-1f));
-  p = fma(p, r, Vec::set1(1.0f));
-  return p * low_bits_to_exponent(shifted);
-}
 
 // Takes consecutive pieces from one scratch area, each starting on a cache line.
 struct Carver {

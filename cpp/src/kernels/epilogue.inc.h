@@ -25,7 +25,7 @@ inline Vec dropout_factors(const DropoutMask& mask, int64_t row, int64_t col, in
 }
 
 // Rows of C through an epilogue with this activation, or with its derivative at `grad_of`; c is where they begin.
-template <Activation kKind, bool kGrad>
+template <Activation kKind, bool kGrad, bool kDropout>
 MIAOBI_INLINE void epilogue_rows(const Epilogue& e, int64_t row0, int64_t rows, int64_t col0, int64_t cols, float* c,
                                  int64_t ldc) {
   for (int64_t row = row0; row < row0 + rows; ++row, c += ldc) {
@@ -37,7 +37,7 @@ MIAOBI_INLINE void epilogue_rows(const Epilogue& e, int64_t row0, int64_t rows, 
       if (bias) y = y + load(bias + j);
       if constexpr (kKind == Activation::kGelu) y = kGrad ? y * gelu_grad(load(grad_of + j)) : gelu(y);
       if constexpr (kKind == Activation::kRelu) y = kGrad ? y * relu_grad(load(grad_of + j)) : relu(y);
-      if (e.dropout.is_on()) y = y * dropout_factors(e.dropout, row, col0 + j, n);
+      if constexpr (kDropout) y = y * dropout_factors(e.dropout, row, col0 + j, n);
       return residual ? y + load(residual + j) : y;
     };
     for_each_vec(
@@ -46,13 +46,23 @@ MIAOBI_INLINE void epilogue_rows(const Epilogue& e, int64_t row0, int64_t rows, 
   }
 }
 
+// Apart, for the mask's numbers leave no registers for anything else.
+template <Activation kKind, bool kGrad>
+void epilogue_of(const Epilogue& e, int64_t row0, int64_t rows, int64_t col0, int64_t cols, float* c, int64_t ldc) {
+  if (e.dropout.is_on()) {
+    epilogue_rows<kKind, kGrad, true>(e, row0, rows, col0, cols, c, ldc);
+  } else {
+    epilogue_rows<kKind, kGrad, false>(e, row0, rows, col0, cols, c, ldc);
+  }
+}
+
 // Rows and columns of C that were just written, from (row0, col0) on; c is where they begin.
 inline void apply_epilogue(const Epilogue& e, int64_t row0, int64_t rows, int64_t col0, int64_t cols, float* c,
                            int64_t ldc) {
   constexpr Activation kNone = Activation::kNone, kGelu = Activation::kGelu, kRelu = Activation::kRelu;
-  const auto f = e.activation == kGelu   ? e.grad_of ? epilogue_rows<kGelu, true> : epilogue_rows<kGelu, false>
-                 : e.activation == kRelu ? e.grad_of ? epilogue_rows<kRelu, true> : epilogue_rows<kRelu, false>
-                                         : epilogue_rows<kNone, false>;
+  const auto f = e.activation == kGelu   ? e.grad_of ? epilogue_of<kGelu, true> : epilogue_of<kGelu, false>
+                 : e.activation == kRelu ? e.grad_of ? epilogue_of<kRelu, true> : epilogue_of<kRelu, false>
+                                         : epilogue_of<kNone, false>;
   f(e, row0, rows, col0, cols, c, ldc);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The GEMM tile, the loop over tiles, and packing with its transforms.
+// The GEMM tile and the loop over tiles.
 #pragma once
 
 #include "kernels/epilogue.inc.h"
@@ -58,12 +58,25 @@ struct FetchAlong {
   }
 };
 
+// The lines of another panel that lies as it is stored.
+struct FetchStored {
+  const float* next;
+  int64_t stride;
+  MIAOBI_INLINE void operator()() {
+    MIAOBI_UNROLL
+    for (int v = 0; v < kNr; v += kLine) MIAOBI_PREFETCH(next + v);
+    next += stride;
+  }
+};
+
 // Rows x Vectors accumulators, one chain each. Vector v of the tile lies in panel v / 2. With kMasked the
-// last vector has only `tail` columns. Rows of A lie kRowStep apart.
-template <class Right, int Rows, int Vectors, bool kMasked, int kRowStep, class Fetch>
+// last vector has only `tail` columns. Rows of A lie kRowStep apart. What was read of B is left at `kept`, packed, with
+// kKeep.
+template <class Right, int Rows, int Vectors, bool kMasked, int kRowStep, class Fetch, bool kKeep = false>
 MIAOBI_INLINE void fetching_tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride,
                                  const Right* MIAOBI_RESTRICT b, int64_t b_panel, int64_t b_stride,
-                                 float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail, Fetch fetch) {
+                                 float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, int64_t tail, Fetch fetch,
+                                 float* MIAOBI_RESTRICT kept = nullptr) {
   Vec acc[Rows][Vectors];
   load_tile<kMasked>(acc, c, ldc, load_c, tail);
   for (int64_t i = 0; i < k; ++i) {
@@ -78,7 +91,10 @@ MIAOBI_INLINE void fetching_tile(int64_t k, const float* MIAOBI_RESTRICT a, int6
     } else {
       Vec bv[Vectors];
       MIAOBI_UNROLL
-      for (int v = 0; v < Vectors; ++v) bv[v] = right(v);
+      for (int v = 0; v < Vectors; ++v) {
+        bv[v] = right(v);
+        if constexpr (kKeep) bv[v].store(kept + i * kNr + v * kW);
+      }
       MIAOBI_UNROLL
       for (int r = 0; r < Rows; ++r) {
         const Vec av = Vec::set1(a[r * kRowStep]);
@@ -214,245 +230,60 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
   }
 }
 
+// --- Few rows against a B that lies as it is stored ---------------------------------------------------------------
+
+// The first tile of rows reads a panel where it lies, and fetches the one after the next. With kKeep it leaves it
+// packed for the other tiles: its stores have time while it multiplies, where packing on its own would wait for memory.
+template <int Rows, bool kKeep>
+void first_tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const float* MIAOBI_RESTRICT b,
+                int64_t ldb, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, float* MIAOBI_RESTRICT kept) {
+  fetching_tile<float, Rows, 2, false, 1, FetchStored, kKeep>(k, a, a_stride, b, 0, ldb, c, ldc, load_c, 0,
+                                                              {b + 2 * kNr, ldb}, kept);
+}
+
+using FirstTileFn = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool, float*);
+
+template <int N, int... R>
+struct CountFirst : CountFirst<N - 1, N, R...> {};
+template <int... R>
+struct CountFirst<1, R...> {  // from two rows on
+  static constexpr FirstTileFn kAlone[sizeof...(R)] = {first_tile<R, false>...};
+  static constexpr FirstTileFn kKeeping[sizeof...(R)] = {first_tile<R, true>...};
+};
+
+inline void gemm_stored(int64_t m, int64_t n, int64_t k, const Panels& a, const Panels& b, float* c, int64_t ldc,
+                        bool load_c, const Epilogue* epilogue) {
+  const TileSet<float>* tiles = CountTo<float, kMr>::kSets;
+  const int64_t height = a.height > 0 ? a.height : kMr, first = m < height ? m : height;
+  const FirstTileFn head = (m > height ? CountFirst<kMr>::kKeeping : CountFirst<kMr>::kAlone)[first - 2];
+  alignas(64) float kept[kNr * kStoredDepth];
+  int64_t j = 0;
+  for (; j + kNr <= n; j += kNr) {
+    if (epilogue) prefetch_epilogue(*epilogue, 0, m, j);
+    head(k, a.data, a.k_stride, b.data + j, b.k_stride, c + j, ldc, load_c, kept);
+    for (int64_t i = height; i < m; i += height) {
+      const int64_t rows = m - i < height ? m - i : height;
+      tiles[rows - 1].full[1](k, a.data + (i / height) * a.panel_stride, a.k_stride, kept, 0, kNr, c + i * ldc + j, ldc,
+                              load_c, kW);
+    }
+    if (epilogue) apply_epilogue(*epilogue, 0, m, j, kNr, c + j, ldc);
+  }
+  if (j == n) return;
+  const Epilogue rest = epilogue ? epilogue->at(0, j) : Epilogue{};
+  Panels last = b;
+  last.data += j;
+  gemm_tiles(m, n - j, k, a, last.data, last, c + j, ldc, load_c, epilogue ? &rest : nullptr);
+}
+
 inline void gemm_block(int64_t m, int64_t n, int64_t k, const Panels& a, const Panels& b, float* c, int64_t ldc,
                        bool load_c, const Epilogue* epilogue) {
   if (m == 0) return;
-  if (b.bf16) {
+  if (b.bf16 != nullptr) {
     gemm_tiles(m, n, k, a, b.bf16, b, c, ldc, load_c, epilogue);
+  } else if (b.panel_stride == kNr && b.k_stride > kNr && a.height != 1 && m >= kStoredRows && k <= kStoredDepth) {
+    gemm_stored(m, n, k, a, b, c, ldc, load_c, epilogue);
   } else {
     gemm_tiles(m, n, k, a, b.data, b, c, ldc, load_c, epilogue);
-  }
-}
-
-// --- packing ---------------------------------------------------------------------------------------------
-
-struct Identity {
-  MIAOBI_INLINE Vec operator()(Vec x, int64_t, int64_t, int64_t) const { return x; }
-};
-struct RoundBf16 {
-  MIAOBI_INLINE Vec operator()(Vec x, int64_t, int64_t, int64_t) const { return round_to_bf16(x); }
-};
-// x holds `n` elements of stored row `row` from column `col` on.
-struct Transformed {
-  const Operand& x;
-  MIAOBI_INLINE Vec operator()(Vec v, int64_t row, int64_t col, int64_t n) const {
-    const auto get = [n](const float* p) { return n == kW ? Vec::load(p) : Vec::load_n(p, n); };
-    switch (x.transform) {
-      case Transform::kLayerNorm: {
-        const Vec xhat = (v - Vec::set1(x.mean[row])) * Vec::set1(x.rstd[row]);
-        v = fma(xhat, get(x.gamma + col), get(x.beta + col));
-        break;
-      }
-      case Transform::kGelu: v = gelu(v); break;
-      case Transform::kRelu: v = relu(v); break;
-      case Transform::kNone: break;
-    }
-    return x.bf16 ? round_to_bf16(v) : v;
-  }
-};
-
-// `rows` (at most kW) stored rows of `cols` elements become columns: dst[col * ldd + row]. Whole vectors
-// are stored where kOverlap allows it: the lanes past `rows` land on the next column, which is written
-// after, so dst needs kW floats of room behind its end. Otherwise just `rows` lanes are written.
-template <bool kOverlap, class Source>
-MIAOBI_INLINE void transpose_rows(Source&& load, int64_t rows, int64_t cols, float* dst, int64_t ldd) {
-  for (int64_t c = 0; c < cols; c += kW) {
-    const int64_t n = cols - c < kW ? cols - c : kW;
-    Vec r[kW];
-    for (int i = 0; i < kW; ++i) r[i] = i < rows ? load(i, c, n) : Vec::zero();
-    transpose(r);
-    for (int64_t i = 0; i < n; ++i) {
-      float* p = dst + (c + i) * ldd;
-      if (kOverlap || rows == kW) {
-        r[i].store(p);
-      } else {
-        r[i].store_n(p, rows);
-      }
-    }
-  }
-}
-
-// Stored rows are the i of the operand: each panel is a transposition.
-template <class F>
-inline void pack_row_major(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
-                           float* dst, const F& f) {
-  if (panel == 1) {  // a row as it is
-    for (int64_t i = 0; i < count; ++i, dst += k) {
-      const float* src = x.data + (i0 + i) * x.stride + k0;
-      for_each_vec(
-          k, [&](int64_t c) { f(Vec::load(src + c), i0 + i, k0 + c, kW).store(dst + c); },
-          [&](int64_t c, int64_t n) { f(Vec::load_n(src + c, n), i0 + i, k0 + c, n).store_n(dst + c, n); });
-    }
-    return;
-  }
-  for (int64_t p = 0; p < count; p += panel, dst += panel * k) {
-    for (int64_t g = 0; g < panel; g += kW) {
-      int64_t rows = panel - g < kW ? panel - g : kW;
-      if (rows > count - p - g) rows = count - p - g;
-      if (rows <= 0) break;
-      const int64_t row = i0 + p + g;
-      const float* src = x.data + row * x.stride + k0;
-      // A later group of the same panel has already been passed by when its neighbour's lanes spill, so
-      // only the last group may spill; it does so forward, into columns and panels yet to come.
-      const auto load = [&](int64_t i, int64_t c, int64_t n) {
-        const float* s = src + i * x.stride + c;
-        if (c % kLine == 0) MIAOBI_PREFETCH(s + panel * x.stride);
-        return f(n == kW ? Vec::load(s) : Vec::load_n(s, n), row + i, k0 + c, n);
-      };
-      if (panel <= kW) {
-        transpose_rows<true>(load, rows, k, dst + g, panel);
-      } else {
-        transpose_rows<false>(load, rows, k, dst + g, panel);
-      }
-    }
-  }
-}
-
-constexpr int64_t kRun = 8;
-
-// `rows` pieces of Vectors vectors each, from stored row `row` and column `col` on, to every `panel` floats at dst.
-template <int Vectors, class F>
-MIAOBI_INLINE void copy_pieces(const Operand& x, int64_t row, int64_t col, int64_t rows, int64_t panel, float* dst,
-                               const F& f) {
-  const float* src = x.data + row * x.stride + col;
-  for (int64_t r = 0; r < rows; ++r) {
-    MIAOBI_UNROLL
-    for (int v = 0; v < Vectors; ++v) f(Vec::load(src + v * kW), row + r, col + v * kW, kW).store(dst + v * kW);
-    if (Vectors > 1) MIAOBI_PREFETCH(src + kRun * x.stride);
-    src += x.stride;
-    dst += panel;
-  }
-}
-
-// A run of `rows` stored rows, which are the k of the operand: each is cut into panel-wide pieces. dst is where the run
-// begins in the first of the panels, which are `depth` rows long; `last` where the run ends them.
-template <class F>
-inline void pack_run(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t rows, int64_t panel, float* dst,
-                     int64_t depth, bool last, const F& f) {
-  const int64_t vectors = (panel + kW - 1) / kW;
-  for (int64_t p = 0; p < count; p += panel) {
-    int64_t r = 0;
-    float* out = dst + p * depth;
-    // Whole vectors, where lanes past the panel can be read, and land on its next row, which comes later.
-    if (p + vectors * kW <= count && vectors * kW <= 2 * panel && vectors <= 2) {
-      r = panel % kW == 0 || !last ? rows : rows - 1;
-      if (vectors == 1) {
-        copy_pieces<1>(x, k0, i0 + p, r, panel, out, f);
-      } else {
-        copy_pieces<2>(x, k0, i0 + p, r, panel, out, f);
-      }
-      out += r * panel;
-    }
-    const int64_t width = count - p < panel ? count - p : panel;
-    for (; r < rows; ++r, out += panel) {
-      const float* src = x.data + (k0 + r) * x.stride + i0 + p;
-      for (int64_t j = 0; j < width; j += kW) {
-        const int64_t n = width - j < kW ? width - j : kW;
-        const Vec v = f(n == kW ? Vec::load(src + j) : Vec::load_n(src + j, n), k0 + r, i0 + p + j, n);
-        if (n == kW) {
-          v.store(out + j);
-        } else {
-          v.store_n(out + j, n);
-        }
-      }
-    }
-  }
-}
-
-// A few rows at a time, so that a panel is written in runs of several lines while the rows that it is read from stay in
-// L1.
-template <class F>
-inline void pack_column_major(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
-                              float* dst, const F& f) {
-  for (int64_t r = 0; r < k; r += kRun) {
-    const int64_t rows = k - r < kRun ? k - r : kRun;
-    pack_run(x, i0, count, k0 + r, rows, panel, dst + r * panel, k, r + rows == k, f);
-  }
-}
-
-template <class F>
-inline void pack_with(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* dst,
-                      const F& f) {
-  if (x.k_major) {
-    pack_column_major(x, i0, count, k0, k, panel, dst, f);
-  } else {
-    pack_row_major(x, i0, count, k0, k, panel, dst, f);
-  }
-}
-
-// A transform that costs more than the copy goes over whole rows into a strip that stays in L1, and from there into the
-// panels: for panels of 6 rows and vectors of 8, a quarter of its lanes would otherwise be thrown away. Rows are the k.
-inline void pack_transformed(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel,
-                             float* dst) {
-  if (!x.k_major || panel % kW == 0) {
-    pack_with(x, i0, count, k0, k, panel, dst, Transformed{x});
-    return;
-  }
-  constexpr int64_t kStrip = 512;  // columns; 16 KB with the rows of a run
-  alignas(64) float strip[kRun * kStrip + kW];
-  Operand plain;
-  plain.data = strip;
-  plain.stride = kStrip;
-  plain.k_major = true;
-  const Transformed f{x};
-  const int64_t step = kStrip / panel * panel;
-  for (int64_t p = 0; p < count; p += step) {
-    const int64_t width = count - p < step ? count - p : step;
-    for (int64_t r0 = 0; r0 < k; r0 += kRun) {
-      const int64_t rows = k - r0 < kRun ? k - r0 : kRun;
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* src = x.data + (k0 + r0 + r) * x.stride + i0 + p;
-        float* out = strip + r * kStrip;
-        for (int64_t j = 0; j < width; j += kLine) MIAOBI_PREFETCH(src + kRun * x.stride + j);
-        for_each_vec(
-            width, [&](int64_t j) { f(Vec::load(src + j), k0 + r0 + r, i0 + p + j, kW).store(out + j); },
-            [&](int64_t j, int64_t n) { f(Vec::load_n(src + j, n), k0 + r0 + r, i0 + p + j, n).store_n(out + j, n); });
-      }
-      pack_run(plain, 0, width, 0, rows, panel, dst + p * k + r0 * panel, k, r0 + rows == k, Identity{});
-    }
-  }
-}
-
-inline void pack(const Operand& x, int64_t i0, int64_t count, int64_t k0, int64_t k, int64_t panel, float* dst) {
-  if (x.transform != Transform::kNone) {
-    pack_transformed(x, i0, count, k0, k, panel, dst);
-  } else if (x.bf16) {
-    pack_with(x, i0, count, k0, k, panel, dst, RoundBf16{});
-  } else {
-    pack_with(x, i0, count, k0, k, panel, dst, Identity{});
-  }
-}
-
-inline void widen(const uint16_t* x, int64_t n, float* y) {
-  for_each_vec(
-      n, [&](int64_t i) { Vec::load_bf16(x + i).store(y + i); },
-      [&](int64_t i, int64_t rest) {
-        uint16_t lanes[kW] = {};
-        for (int64_t j = 0; j < rest; ++j) lanes[j] = x[i + j];
-        Vec::load_bf16(lanes).store_n(y + i, rest);
-      });
-}
-
-inline void narrow(const float* x, int64_t n, uint16_t* y) {
-  for_each_vec(
-      n, [&](int64_t i) { store_bf16(Vec::load(x + i), y + i); },
-      [&](int64_t i, int64_t rest) {
-        uint16_t lanes[kW];
-        store_bf16(Vec::load_n(x + i, rest), lanes);
-        for (int64_t j = 0; j < rest; ++j) y[i + j] = lanes[j];
-      });
-}
-
-inline void transpose_matrix(const float* src, int64_t lds, int64_t rows, int64_t cols, float factor, float* dst,
-                             int64_t ldd) {
-  const Vec f = Vec::set1(factor);
-  for (int64_t r = 0; r < rows; r += kW) {
-    const int64_t count = rows - r < kW ? rows - r : kW;
-    const auto load = [&](int64_t i, int64_t c, int64_t n) {
-      const float* s = src + (r + i) * lds + c;
-      return (n == kW ? Vec::load(s) : Vec::load_n(s, n)) * f;
-    };
-    transpose_rows<false>(load, count, cols, dst + r, ldd);
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/gemm.inc.h"
+#include "kernels/pack.inc.h"
 
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 

@@ -24,6 +24,12 @@ struct Panels {
   const uint16_t* bf16 = nullptr;
 };
 
+// A right operand that is not packed, but lies as it is stored, (K, N): from kStoredRows rows on, gemm_block is at its
+// best where it gets kStoredDepth of it at a time, over whole rows. That many lines of a panel, 4 or 8 KB, stay in L1;
+// deeper, and their pages no longer fit a TLB of 64 entries. Fewer rows are done with a line too soon for that: 8 rows
+// of B at a time are streams that the prefetcher of the machine follows.
+constexpr int64_t kStoredRows = 4, kStoredDepth = 64;
+
 struct AdamWParams {
   float lr;  // step size of this step
   float beta1;
@@ -111,6 +117,7 @@ struct KernelTable {
 
   // --- Elementwise; y may be x ----------------------------------------------------------------------
   void (*exp)(const float* x, int64_t n, float* y);
+  void (*exp2)(const float* x, int64_t n, float* y);  // of attention; x <= 128
   void (*tanh)(const float* x, int64_t n, float* y);
   void (*activation)(Activation kind, const float* x, int64_t n, float* y);
   void (*activation_backward)(Activation kind, const float* x, const float* dy, int64_t n, float* dx);  // dx may be dy

@@ -31,24 +31,45 @@ MIAOBI_INLINE Vec exp(Vec x) {
   return (p * pow2(half)) * pow2(n - half);
 }
 
-// 1 / (1 + exp(-x)); absolute error below 1e-6.
-MIAOBI_INLINE Vec sigmoid(Vec x) {
-  const Vec one = Vec::set1(1.0f);
-  return one / (one + exp(Vec::zero() - x));
+// 2^x for x <= 128. At most 2 ulp, but 0 below 2^-126.5 and infinity from 2^127.5 on; exp2(0) = 1, NaN stays. 2^r on
+// |r| <= 1/2 is a minimax polynomial of relative error 2.6e-9. Half the cost of exp.
+MIAOBI_INLINE Vec exp2(Vec x) {
+  x = max(Vec::set1(-127.0f), x);
+  // Adding 1.5 * 2^23 + 127 leaves round(x) + 127, the exponent of 2^round(x), in the low bits.
+  const Vec magic = Vec::set1(12583039.0f);
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);
+  Vec p = Vec::set1(1.5594677540e-4f);
+  p = fma(p, r, Vec::set1(1.3406643905e-3f));
+  p = fma(p, r, Vec::set1(9.6176929749e-3f));
+  p = fma(p, r, Vec::set1(5.5503105510e-2f));
+  p = fma(p, r, Vec::set1(2.4022652783e-1f));
+  p = fma(p, r, Vec::set1(6.9314721497e-1f));
+  p = fma(p, r, Vec::set1(1.0f));
+  return p * low_bits_to_exponent(shifted);
 }
 
-// tanh(x) = 2 sigmoid(2x) - 1; absolute error below 1e-6.
-MIAOBI_INLINE Vec tanh(Vec x) { return fma(Vec::set1(2.0f), sigmoid(x + x), Vec::set1(-1.0f)); }
+constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
-// GELU, tanh form (Hendrycks and Gimpel 2016): x/2 (1 + tanh u) = x sigmoid(2u),
+// 1 / (1 + 2^x): the logistic function of -x ln 2. Absolute error below 1e-6; 0 from x = 127.5 on, 1 below -126.5.
+MIAOBI_INLINE Vec logistic2(Vec x) {
+  const Vec one = Vec::set1(1.0f);
+  return one / (one + exp2(min(Vec::set1(128.0f), x)));
+}
+
+// tanh(x) = 2 / (1 + exp(-2x)) - 1; absolute error below 1e-6.
+MIAOBI_INLINE Vec tanh(Vec x) {
+  return fma(Vec::set1(2.0f), logistic2(x * Vec::set1(-2.0f * kLog2E)), Vec::set1(-1.0f));
+}
+
+// GELU, tanh form (Hendrycks and Gimpel 2016): x/2 (1 + tanh u) = x / (1 + exp(-2u)),
 // u = sqrt(2/pi) (x + 0.044715 x^3).
 constexpr float kGeluScale = 1.5957691216057308f;  // 2 sqrt(2/pi)
 constexpr float kGeluCubic = 0.044715f;
 
 MIAOBI_INLINE Vec gelu_gate(Vec x) {
-  const Vec x2 = x * x;
-  const Vec u = x * fma(Vec::set1(kGeluScale * kGeluCubic), x2, Vec::set1(kGeluScale));
-  return sigmoid(u);
+  constexpr float kScale = -kLog2E * kGeluScale;
+  return logistic2(x * fma(Vec::set1(kScale * kGeluCubic), x * x, Vec::set1(kScale)));
 }
 MIAOBI_INLINE Vec gelu(Vec x) { return x * gelu_gate(x); }
 // gelu' = s + x s (1 - s) (2u)'. Far out s (1 - s) is 0, and x^2 is kept from infinity: 0 * inf would be NaN.
@@ -79,6 +100,9 @@ MIAOBI_INLINE void map(const float* x, int64_t n, float* y, F&& f) {
 
 inline void exp_array(const float* x, int64_t n, float* y) {
   map(x, n, y, [](Vec v) { return exp(v); });
+}
+inline void exp2_array(const float* x, int64_t n, float* y) {
+  map(x, n, y, [](Vec v) { return exp2(v); });
 }
 inline void tanh_array(const float* x, int64_t n, float* y) {
   map(x, n, y, [](Vec v) { return tanh(v); });

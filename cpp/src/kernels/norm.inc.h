@@ -2,7 +2,6 @@
 // LayerNorm by rows (Ba, Kiros and Hinton 2016), forward and backward.
 #pragma once
 
-#include "kernels/gemm.inc.h"
 #include "kernels/math.inc.h"
 
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {

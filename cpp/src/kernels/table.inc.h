@@ -13,6 +13,7 @@
 #include "kernels/math.inc.h"
 #include "kernels/norm.inc.h"
 #include "kernels/optimizer.inc.h"
+#include "kernels/pack.inc.h"
 #include "kernels/sampler.inc.h"
 #include "kernels/softmax.inc.h"
 
@@ -50,6 +51,7 @@ const KernelTable kTable = {
     .layer_norm_backward_rows = layer_norm_backward_rows,
     .layer_norm_backward_params = layer_norm_backward_params,
     .exp = exp_array,
+    .exp2 = exp2_array,
     .tanh = tanh_array,
     .activation = activation,
     .activation_backward = activation_backward,

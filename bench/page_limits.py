@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""What the page of results says of factors that cannot be reached: what they would need, beside the machine's peak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from page_tables import Row, threads_text
+
+
+def section(cases: Sequence[Row], factors: Mapping[int, float], peak: Callable[[str, int], float | None]) -> str:
+    """What the factors over the better peer would need, by the number of threads."""
+    lines = [above_peak(cases, threads, factor, peak("float32", threads)) for threads, factor in factors.items()]
+    return "\nHow far from the limit:\n\n" + "".join(lines) if any(lines) else ""
+
+
+def two_threads(cases: Sequence[Row], enough: float = 1.75) -> str:
+    """What a second thread gives, line by line, where there is work enough to share."""
+    times = {(row["shape"], row["form"], row["threads"]): row["sides"]["miaobi"]["median"] for row in cases}
+    gains = [
+        times[shape, form, 1] / time
+        for (shape, form, threads), time in times.items()
+        if threads == 2 and (shape, form, 1) in times and min(map(int, shape.split("x"))) >= 256
+    ]
+    if not gains:
+        return ""
+    return (
+        f"\nOf products with all sides from 256 on, two threads are {min(gains):.2f} to {max(gains):.2f} times as fast "
+        f"as one, {enough:g} times and more on\n{sum(gain >= enough for gain in gains)} of {len(gains)} lines.\n"
+    )
+
+
+def above_peak(cases: Sequence[Row], threads: int, factor: float, peak: float | None) -> str:
+    """How many of the lines would need more than the peak, in GFLOP/s, to be `factor` times as fast as the better peer.
+
+    The share of the peak that the peers reach is that of the better one of each line.
+    """
+    peers = [row["gflops"][row["best_peer"]] for row in cases if row["threads"] == threads and "best_peer" in row]
+    if peak is None or not peers:
+        return ""
+    beyond = sum(factor * speed > peak for speed in peers)
+    return (
+        f"- {threads_text(threads)}: the better peer runs at {min(peers) / peak:.0%} to {max(peers) / peak:.0%} of the "
+        f"peak of {peak:.0f} GFLOP/s. {factor:g} times as fast would be above the peak on {beyond} of {len(peers)} "
+        "lines.\n"
+    )
+
+
+def saved_by_fusion(cases: Sequence[Row], threads: int, bandwidth: float | None) -> str:
+    """What not writing and reading f(X) can save at most: its bytes, both ways, at `bandwidth` in GB/s.
+
+    Only of forward passes: their product is all that is computed beside it.
+    """
+    rows = [row for row in cases if row["threads"] == threads and row["pass"] == "forward"]
+    if bandwidth is None or not rows:
+        return ""
+    shares = []
+    for row in rows:
+        count, inputs, _ = map(int, row["shape"].split("x"))
+        moved = 2 * 4 * count * inputs / (bandwidth * 1e9)
+        shares.append(moved / row["sides"]["miaobi"]["median"])
+    return (
+        f"- {threads_text(threads)}: writing f(X) and reading it again, which fusion saves, takes {min(shares):.1%} to "
+        f"{max(shares):.1%} of the time of a forward pass, even if all of it went to memory at {bandwidth:.0f} GB/s. "
+        "So fusion saves memory rather than time.\n"
+    )
