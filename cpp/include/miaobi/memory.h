@@ -100,7 +100,7 @@ class Workspace {
 // Grow-only scratch of the calling thread, one area for each purpose; valid until the same thread asks for the
 // same area again. A parallel loop takes the areas of all its threads from the thread that starts it, before it
 // starts: which thread gets which task then decides nothing about memory.
-enum class Scratch { kPackA, kPackB, kPairs, kAttention, kCount };
+enum class Scratch { kPackA, kPackB, kPairs, kAttention, kSampling, kCount };
 float* thread_scratch(Scratch area, int64_t floats);
 
 // An area of the calling thread cut into one piece of `floats` for each thread of a parallel loop.

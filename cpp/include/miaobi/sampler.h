@@ -11,6 +11,8 @@
 
 namespace miaobi {
 
+struct SampleRow;
+
 struct SamplingOptions {
   bool do_sample = true;             // false: the most probable token
   float temperature = 1.0f;          // > 0
@@ -32,8 +34,10 @@ struct SamplingOptions {
 };
 
 // Chooses the tokens of one text, of which it remembers the end: the last `history` tokens that accept() and
-// sample() were given or gave. Draw number n of a seed is a function of (seed, n) alone. Ties go to the smaller
-// id. O(vocab) per token; after the first call with a vocabulary nothing is allocated. Copies are independent.
+// sample() were given or gave. Draw number n of a seed is a function of (seed, n) alone, and the same logits give the
+// same token on every instruction set. Ties go to the smaller id. A token takes some passes over the vocabulary: two,
+// one or two more for top-p or typical-p, up to 30 for top-k and for top-p before typical-p. After the first call of a
+// thread with a vocabulary nothing is allocated. Copies are independent.
 class Sampler {
  public:
   using Bias = std::vector<std::pair<int32_t, float>>;
@@ -59,11 +63,12 @@ class Sampler {
  private:
   // `history`, contiguous, oldest first.
   std::span<const int32_t> remembered() const { return {tokens_.data() + begin_, tokens_.size() - begin_}; }
-  float adjust(std::span<const float> logits, std::span<const int32_t> banned);
-  void penalise();
-  void ban_repeated_ngrams();
-  int32_t draw(float top);
-  void keep_typical(double total);
+  class Candidates;
+  int32_t sample_with(std::span<const float> logits, std::span<const int32_t> banned, float* scratch);
+  float adjust(Candidates& candidates, std::span<const int32_t> banned);
+  void penalise(std::span<float> adjusted);
+  void ban_repeated_ngrams(std::span<float> adjusted) const;
+  friend void sample_rows(std::span<SampleRow> rows);
 
   SamplingOptions options_;
   Rng rng_;
@@ -74,12 +79,7 @@ class Sampler {
   int64_t written_ = 0;        // of all tokens
   std::vector<int32_t> runs_;  // [p - 1]: how many of the last written tokens equal the one p before them
   bool looping_ = false;
-  std::vector<float> logits_;    // after penalties and bans; then shifted and divided by the temperature
-  std::vector<float> probs_;     // unnormalised; 0: not a candidate
-  std::vector<float> keys_;      // scratch: what candidates are ranked by
-  std::vector<int32_t> counts_;  // per token, all 0 between calls
-  std::vector<int32_t> tied_;    // scratch of keep_top
-  std::vector<double> buckets_;
+  std::vector<int32_t> counts_;  // per token, all 0 between calls; empty without penalties
 };
 
 // One text of a batch: its sampler, of which no other row has the same, its logits and banned ids; gets its token.

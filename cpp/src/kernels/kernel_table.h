@@ -54,6 +54,15 @@ struct AttentionGradients {
   Mat dq, dk, dv;
 };
 
+// The sampler's rows over a vocabulary are of whole kSampleLanes floats. Sums are taken by strata: stratum
+// b * kSampleLanes + l has the elements of lane l in block b, b * kSampleBlock + r * kSampleLanes + l, in order of r.
+constexpr int64_t kSampleLanes = 32, kSampleBlock = 1024;
+// A place in the order of keys, the largest first and among equal ones the smaller id.
+struct SampleRank {
+  float key;  // not negative
+  int64_t id;
+};
+
 struct KernelTable {
   const char* name;         // "avx2"
   const char* description;  // "AVX2 + FMA"
@@ -137,6 +146,13 @@ struct KernelTable {
   int64_t (*attention_forward_scratch)(int64_t length, int64_t head_size);
   int64_t (*attention_backward_scratch)(int64_t length, int64_t head_size);
   int64_t attention_queries;  // queries of a tile
+
+  // --- Sampler; the same bits on every instruction set -----------------------------------------------
+  float (*sample_max)(const float* x, int64_t n);  // NaN is passed over
+  // w[i] = 2^((x[i] - top) * scale) where that is above `floor`, else 0, and for NaN; and the sums of strata.
+  void (*sample_weights)(const float* x, int64_t n, float top, float scale, float floor, float* w, float* strata);
+  // Sums of w, or of ones where w is null, over the elements whose keys come before `rank`.
+  void (*sample_above)(const float* keys, const float* w, int64_t n, SampleRank rank, float* strata);
 
   // --- Optimizer ------------------------------------------------------------------------------------
   void (*adamw)(const AdamWParams& params, int64_t n, const float* grad, float* value, float* m, float* v);

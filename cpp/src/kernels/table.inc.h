@@ -13,6 +13,7 @@
 #include "kernels/math.inc.h"
 #include "kernels/norm.inc.h"
 #include "kernels/optimizer.inc.h"
+#include "kernels/sampler.inc.h"
 #include "kernels/softmax.inc.h"
 
 #if defined(MIAOBI_HAS_PAIRS)
@@ -66,6 +67,9 @@ const KernelTable kTable = {
     .attention_forward_scratch = attention_forward_scratch,
     .attention_backward_scratch = attention_backward_scratch,
     .attention_queries = kTileQueries,
+    .sample_max = sample_max,
+    .sample_weights = sample_weights,
+    .sample_above = sample_above,
     .adamw = adamw,
     .sum_squares = sum_squares,
 };

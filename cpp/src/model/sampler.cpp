@@ -10,100 +10,187 @@
 
 #include "kernels/dispatch.h"
 #include "miaobi/check.h"
+#include "miaobi/memory.h"
 #include "miaobi/threads.h"
 
 namespace miaobi {
 namespace {
 constexpr float kBanned = -std::numeric_limits<float>::infinity();
-constexpr float kLowest = -30.0f;  // exp(-30) of the most probable one could not be drawn with 23 random bits
-constexpr float kSmallest = std::numeric_limits<float>::min();
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLowest = 0x1p-43f;   // of the most probable one's weight: could not be drawn with 23 random bits
+constexpr float kLowestLog = -30.0f;  // below its logarithm
 constexpr int64_t kLongestLoop = 128, kLoopTokens = 24, kLoopTurns = 3;
-// Digits of a radix selection over the 31 bits of a float that is not negative, highest first.
-constexpr int kShifts[] = {20, 10, 0};
-constexpr size_t kBuckets = size_t{1} << 11;
-constexpr size_t kSorted = 64;  // few enough that sorting is cheaper than another pass over the buckets
-constexpr size_t kDrawBlock = 128;
+constexpr int kAttemptBits = 8;         // random numbers of one draw; it hardly ever takes more than four
+constexpr SampleRank kAll = {0.0f, 0};  // comes after every key above 0
 
-// Independent lanes let the compiler use vectors although sums and maxima of floats may not be reordered.
-constexpr size_t kLanes = 8;
-
-float max_of(std::span<const float> x) {
-  float lanes[kLanes];
-  std::fill(std::begin(lanes), std::end(lanes), kBanned);
-  size_t i = 0;
-  for (; i + kLanes <= x.size(); i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];  // NaN never wins
-  }
-  for (; i < x.size(); ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
-  return *std::max_element(std::begin(lanes), std::end(lanes));
-}
-
-double sum_of(std::span<const float> x) {
-  double lanes[kLanes] = {};
-  size_t i = 0;
-  for (; i + kLanes <= x.size(); i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) lanes[j] += static_cast<double>(x[i + j]);
-  }
-  for (; i < x.size(); ++i) lanes[0] += static_cast<double>(x[i]);
-  double sum = 0;
-  for (const double lane : lanes) sum += lane;
-  return sum;
-}
-
+int64_t rounded_up(size_t n, int64_t unit) { return (static_cast<int64_t>(n) + unit - 1) / unit * unit; }
 uint32_t bits(float x) { return std::bit_cast<uint32_t>(x); }
+float float_of(uint32_t x) { return std::bit_cast<float>(x); }
+float float_before(float x) { return x > 0 ? float_of(bits(x) - 1) : x; }  // of those that are not negative
 
-// Leaves the candidates with the largest keys that together weigh at least `target`, and sets the weights of all
-// others to 0: among equal keys those with smaller ids stay. Keys are in [0, 1]; `by_count` gives every key above 0
-// the weight 1. Keys below `floor`, which is above 0, are known to go. The place of the cut is found by radix selection
-// until few are left to be sorted, so no vocabulary is slow, however flat.
-void keep_top(std::span<const float> keys, std::span<float> weights, bool by_count, double target, float floor,
-              std::vector<int32_t>& tied, std::vector<double>& buckets) {
-  const auto weight_of = [&](int32_t id) {
-    const auto i = static_cast<size_t>(id);
-    return by_count ? (keys[i] > 0 ? 1.0 : 0.0) : double{weights[i]};
-  };
-  const auto key_bits = [&](int32_t id) { return bits(keys[static_cast<size_t>(id)]); };
-  uint32_t cut = 0;
-  double above = 0;
-  size_t count = 0;  // ids are stored unconditionally, here and below, since a branch would be guessed wrong
-  for (size_t i = 0; i < keys.size(); ++i) {
-    tied[count] = static_cast<int32_t>(i);
-    count += keys[i] >= floor;
-  }
-  for (const int shift : kShifts) {
-    if (count <= kSorted) break;
-    const bool first = shift == kShifts[0];
-    const uint32_t mask = first ? kBuckets - 1 : kBuckets / 2 - 1;
-    uint32_t digit = first ? bits(1.0f) >> shift : mask;  // the highest there is
-    std::fill_n(buckets.begin(), digit + 1, 0.0);
-    std::fill_n(buckets.begin() + kBuckets, digit + 1, 0.0);
-    for (size_t n = 0; n < count; ++n) {
-      // Two histograms in turns: neighbours often share a bucket, and would wait for each other.
-      buckets[(n % 2) * kBuckets + ((key_bits(tied[n]) >> shift) & mask)] += weight_of(tied[n]);
-    }
-    const auto bucket = [&] { return buckets[digit] + buckets[kBuckets + digit]; };
-    for (double next; digit > 0 && above + (next = bucket()) < target; --digit) above += next;
-    cut |= digit << shift;
-    size_t kept = 0;  // the ids in the bucket of the cut
-    for (size_t n = 0; n < count; ++n) {
-      const int32_t id = tied[n];
-      tied[kept] = id;
-      kept += ((key_bits(id) >> shift) & mask) == digit;
-    }
-    count = kept;
-  }
-  const auto rest = std::span(tied).first(count);
-  if (count <= kSorted) {  // else they are equal, in order of id
-    std::sort(rest.begin(), rest.end(),
-              [&](int32_t a, int32_t b) { return key_bits(a) != key_bits(b) ? key_bits(a) > key_bits(b) : a < b; });
-  }
-  size_t kept = 0;
-  while (kept < count && above < target) above += weight_of(rest[kept++]);
-  if (kept > 0) cut = key_bits(rest[kept - 1]);
-  for (size_t i = 0; i < keys.size(); ++i) weights[i] = bits(keys[i]) >= cut ? weights[i] : 0.0f;
-  for (const int32_t id : rest.subspan(kept)) weights[static_cast<size_t>(id)] = 0.0f;
-}
 }  // namespace
+
+// The tokens that may be drawn, by the weights exp((logit - top) / temperature); 0 is no candidate. A rule ranks them
+// by keys, the weights themselves but for typical-p, and keeps those that come before some rank.
+class Sampler::Candidates {
+ public:
+  static int64_t scratch_floats(size_t vocab) {
+    return 3 * rounded_up(vocab, kSampleLanes) + rounded_up(vocab, kSampleBlock) / kSampleBlock * kSampleLanes;
+  }
+
+  // Copies the logits into scratch.
+  Candidates(std::span<const float> logits, float* scratch)
+      : vocab_(logits.size()),
+        size_(rounded_up(vocab_, kSampleLanes)),
+        logits_(scratch),
+        weights_(scratch + size_),
+        keys_(weights_ + size_),
+        strata_(keys_ + size_, scratch + scratch_floats(vocab_)) {
+    std::copy(logits.begin(), logits.end(), logits_);
+    std::fill(logits_ + vocab_, logits_ + size_, kBanned);
+  }
+
+  std::span<float> logits() { return {logits_, vocab_}; }
+  float top() const { return table_.sample_max(logits_, size_); }
+  // The first token with this logit, which there is.
+  int32_t first(float logit) const {
+    int64_t row = 0;
+    const auto there = [&] {  // without a way out of the loop, for the compiler to use vectors
+      int found = 0;
+      for (int64_t i = row; i < row + kSampleLanes; ++i) found |= logits_[i] == logit;
+      return found != 0;
+    };
+    while (!there()) row += kSampleLanes;
+    return static_cast<int32_t>(std::find(logits_ + row, logits_ + row + kSampleLanes, logit) - logits_);
+  }
+
+  // Draw `number`. Instead of looking for the place where top-p or typical-p cuts, a token is drawn and kept if those
+  // before it weigh less than the share; else the draw goes on among those. What is kept has the distribution of what
+  // the rule leaves, for every draw has, given that it is kept.
+  int32_t draw(const SamplingOptions& options, float top, const Rng& rng, uint64_t number) {
+    const float scale = std::min(kLog2E / options.temperature, std::numeric_limits<float>::max());
+    const float floor = float_before(std::max(options.min_p, kLowest));  // weights above it are not below min_p
+    table_.sample_weights(logits_, size_, top, scale, floor, weights_, strata_.data());
+    const float* keys = weights_;
+    SampleRank end = kAll;
+    double weight = total();
+    if (options.top_k > 0 && options.top_k < size_) {
+      end = cut(nullptr, static_cast<double>(options.top_k));
+      weight = weigh(keys, weights_, end);
+    }
+    double target = options.top_p < 1 ? double{options.top_p} * weight : std::numeric_limits<double>::infinity();
+    if (options.typical_p < 1) {
+      if (options.top_p < 1) {
+        end = cut(weights_, target);
+        weight = weigh(keys, weights_, end);
+      }
+      rank_by_typicality(top, scale / kLog2E, end, weight);
+      keys = keys_;
+      end = kAll;
+      target = double{options.typical_p} * weight;
+      weigh(keys, weights_, end);
+    }
+    for (uint64_t attempt = 0;; ++attempt) {
+      const double u = double{rng.uniform((number << kAttemptBits) + attempt)};
+      const int64_t token = find(keys, end, u * weight);
+      if (target > weight) return static_cast<int32_t>(token);
+      const SampleRank rank{keys[token], token};
+      const double before = weigh(keys, weights_, rank);
+      if (before < target) return static_cast<int32_t>(token);
+      end = rank;
+      weight = before;
+    }
+  }
+
+ private:
+  double total() const {
+    double sums[4] = {};  // the count of strata is a multiple of four
+    for (size_t i = 0; i < strata_.size(); i += 4) {
+      for (size_t j = 0; j < 4; ++j) sums[j] += double{strata_[i + j]};
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  // What is before `end` weighs; w null: how many there are.
+  double weigh(const float* keys, const float* w, SampleRank end) {
+    table_.sample_above(keys, w, size_, end, strata_.data());
+    return total();
+  }
+
+  // The end of the smallest set of the most probable candidates that together weigh at least `target`; with w null, of
+  // the first `target` of them. The bits of a float that is not negative are in its order.
+  SampleRank cut(const float* w, double target) {
+    uint32_t low = bits(kLowest) - 1, high = bits(1.0f);
+    if (weigh(weights_, w, {float_of(low), 0}) <= target) return kAll;
+    while (high - low > 1) {
+      const uint32_t middle = low + (high - low) / 2;
+      const double above = weigh(weights_, w, {float_of(middle), 0});
+      if (above == target) return {float_of(middle), 0};
+      (above > target ? low : high) = middle;
+    }
+    // Those above the key `high` are too few; those equal to it are taken by id.
+    const float key = float_of(high);
+    double above = weigh(weights_, w, {key, 0});
+    int64_t id = 0;
+    for (; above < target; ++id) {
+      if (weights_[id] == key) above += w == nullptr ? 1.0 : double{key};
+    }
+    return {key, id};
+  }
+
+  // keys_ of those before `end`, which weigh `weight`: the larger the nearer -log p is to the entropy. The loops have
+  // no branch, for the compiler to use vectors.
+  void rank_by_typicality(float top, float scale, SampleRank end, double weight) {
+    // -log p = log(weight) - x, x = (logit - top) * scale. Its mean is the entropy, so the distance is that of x to the
+    // mean of x.
+    const auto x = [=, this](int64_t i) {
+      const float shifted = (logits_[i] - top) * scale;
+      return shifted > kLowestLog ? shifted : kLowestLog;  // finite for all, also for what is no candidate
+    };
+    for (int64_t i = 0; i < size_; ++i) keys_[i] = weights_[i] * x(i);
+    const auto mean = static_cast<float>(weigh(weights_, keys_, end) / weight);
+    const auto fill = [&](int64_t first, int64_t last, float limit) {
+      for (int64_t i = first; i < last; ++i) {
+        const float there = weights_[i] > limit ? 1.0f : 0.0f;
+        keys_[i] = there / (1.0f + std::abs(x(i) - mean));
+      }
+    };
+    fill(0, end.id, float_before(end.key));
+    fill(end.id, size_, end.key);
+  }
+
+  static bool before(float key, int64_t id, SampleRank rank) {
+    return (key > rank.key) | ((key == rank.key) & (id < rank.id));
+  }
+
+  // The token where the sum of what comes before `end`, stratum by stratum, passes `left`.
+  int64_t find(const float* keys, SampleRank end, double left) const {
+    size_t stratum = 0, last = 0;
+    for (; stratum < strata_.size(); ++stratum) {
+      if (strata_[stratum] > 0) last = stratum;
+      if (left < double{strata_[stratum]}) break;
+      left -= double{strata_[stratum]};
+    }
+    if (stratum == strata_.size()) stratum = last;  // rounding left nothing
+    const auto block = static_cast<int64_t>(stratum) / kSampleLanes * kSampleBlock;
+    const int64_t stop = std::min(block + kSampleBlock, size_);
+    int64_t chosen = -1;
+    for (int64_t i = block + static_cast<int64_t>(stratum) % kSampleLanes; i < stop && (left >= 0 || chosen < 0);
+         i += kSampleLanes) {
+      if (weights_[i] > 0 && before(keys[i], i, end)) {
+        chosen = i;
+        left -= double{weights_[i]};
+      }
+    }
+    return chosen;
+  }
+
+  const KernelTable& table_ = kernels_in_use();
+  size_t vocab_;
+  int64_t size_;
+  float *logits_, *weights_, *keys_;
+  std::span<float> strata_;
+};
 
 void SamplingOptions::validate() const {
   const auto share = [](float x) { return x > 0 && x <= 1; };
@@ -123,7 +210,7 @@ void SamplingOptions::validate() const {
 }
 
 Sampler::Sampler(const SamplingOptions& options, uint64_t seed, Bias bias)
-    : options_(options), rng_(seed, 0x5a3d1e), bias_(std::move(bias)), runs_(kLongestLoop), buckets_(2 * kBuckets) {
+    : options_(options), rng_(seed, 0x5a3d1e), bias_(std::move(bias)), runs_(kLongestLoop) {
   options.validate();
   for (const auto& [id, value] : bias_) {
     MIAOBI_CHECK(std::isfinite(value), "expected finite biases, got ", value, " for token ", id);
@@ -155,9 +242,10 @@ void Sampler::accept(std::span<const int32_t> ids, bool written) {
   }
 }
 
-void Sampler::penalise() {
+void Sampler::penalise(std::span<float> adjusted) {
+  counts_.resize(adjusted.size());
   const auto history = remembered();
-  const auto in_vocab = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < logits_.size(); };
+  const auto in_vocab = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < adjusted.size(); };
   const auto limit = static_cast<size_t>(options_.penalty_window);
   const auto window = limit > 0 && limit < history.size() ? history.last(limit) : history;
   const size_t written = std::min(window.size(), static_cast<size_t>(written_));
@@ -171,14 +259,14 @@ void Sampler::penalise() {
     if (!in_vocab(id)) continue;
     int32_t& count = counts_[static_cast<size_t>(id)];
     if (count == 0) continue;
-    float& x = logits_[static_cast<size_t>(id)];
+    float& x = adjusted[static_cast<size_t>(id)];
     x = x > 0 ? x / options_.repetition_penalty : x * options_.repetition_penalty;
     if (count > 1) x -= options_.presence_penalty + static_cast<float>(count - 1) * options_.frequency_penalty;
     count = 0;
   }
 }
 
-void Sampler::ban_repeated_ngrams() {
+void Sampler::ban_repeated_ngrams(std::span<float> adjusted) const {
   const auto history = remembered();
   const auto n = static_cast<size_t>(options_.no_repeat_ngram_size);
   if (history.size() < n) return;
@@ -186,113 +274,60 @@ void Sampler::ban_repeated_ngrams() {
   for (size_t i = 0; i + n <= history.size(); ++i) {
     const int32_t id = history[i + n - 1];
     if (std::equal(suffix.begin(), suffix.end(), history.begin() + static_cast<int64_t>(i)) && id >= 0 &&
-        static_cast<size_t>(id) < logits_.size()) {
-      logits_[static_cast<size_t>(id)] = kBanned;
+        static_cast<size_t>(id) < adjusted.size()) {
+      adjusted[static_cast<size_t>(id)] = kBanned;
     }
   }
 }
 
-// Fills logits_ and gives the largest of them.
-float Sampler::adjust(std::span<const float> logits, std::span<const int32_t> banned) {
-  logits_.assign(logits.begin(), logits.end());
-  counts_.resize(logits.size());
+// Applies biases, penalties and bans, and gives the largest logit.
+float Sampler::adjust(Candidates& candidates, std::span<const int32_t> banned) {
+  const std::span<float> logits = candidates.logits();
   const auto in_vocab = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < logits.size(); };
   for (const auto& [id, value] : bias_) {
-    if (in_vocab(id)) logits_[static_cast<size_t>(id)] += value;
+    if (in_vocab(id)) logits[static_cast<size_t>(id)] += value;
   }
-  if (options_.repetition_penalty != 1 || options_.presence_penalty != 0 || options_.frequency_penalty != 0) penalise();
-  if (options_.no_repeat_ngram_size > 0) ban_repeated_ngrams();
+  if (options_.repetition_penalty != 1 || options_.presence_penalty != 0 || options_.frequency_penalty != 0) {
+    penalise(logits);
+  }
+  if (options_.no_repeat_ngram_size > 0) ban_repeated_ngrams(logits);
   for (const int32_t id : banned) {
-    if (in_vocab(id)) logits_[static_cast<size_t>(id)] = kBanned;
+    if (in_vocab(id)) logits[static_cast<size_t>(id)] = kBanned;
   }
-  const float top = max_of(logits_);
+  const float top = candidates.top();
   MIAOBI_CHECK(std::isfinite(top),
                "[sampler] expected at least one finite logit, got none: either the rules of this text leave no token "
                "(bad words, no_repeat_ngram_size, constraints), or the model's weights are damaged");
   return top;
 }
 
-int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> banned) {
-  const float top = adjust(logits, banned);
-  const int32_t token = options_.do_sample
-                            ? draw(top)
-                            : static_cast<int32_t>(std::find(logits_.begin(), logits_.end(), top) - logits_.begin());
+int32_t Sampler::sample_with(std::span<const float> logits, std::span<const int32_t> banned, float* scratch) {
+  Candidates candidates(logits, scratch);
+  const float top = adjust(candidates, banned);
+  const int32_t token = options_.do_sample ? candidates.draw(options_, top, rng_, draws_++) : candidates.first(top);
   accept({&token, 1}, true);
   return token;
 }
 
+int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> banned) {
+  return sample_with(logits, banned, thread_scratch(Scratch::kSampling, Candidates::scratch_floats(logits.size())));
+}
+
 void Sampler::log_probabilities(std::span<const float> logits, std::span<const int32_t> banned, float* out) {
-  adjust(logits, banned);
-  const float lse = kernels_in_use().logsumexp_row(logits_.data(), static_cast<int64_t>(logits_.size()));
-  for (size_t i = 0; i < logits_.size(); ++i) out[i] = std::isnan(logits_[i]) ? kBanned : logits_[i] - lse;
-}
-
-void Sampler::keep_typical(double total) {
-  // -log p = log(total) - x, where x is what logits_ holds now; its mean is the entropy.
-  const double log_total = std::log(total);
-  double entropy = 0;
-  for (size_t i = 0; i < probs_.size(); ++i) {
-    if (probs_[i] > 0) entropy += double{probs_[i]} / total * (log_total - double{logits_[i]});
-  }
-  const auto middle = static_cast<float>(log_total - entropy);  // the x of a token that is as likely as typical
-  for (size_t i = 0; i < probs_.size(); ++i) {
-    keys_[i] = probs_[i] > 0 ? 1.0f / (1.0f + std::abs(logits_[i] - middle)) : 0.0f;
-  }
-  keep_top(keys_, probs_, false, double{options_.typical_p} * total, kSmallest, tied_, buckets_);
-}
-
-int32_t Sampler::draw(float top) {
-  const size_t vocab = logits_.size();
-  keys_.resize(vocab);
-  probs_.resize(vocab);
-  tied_.resize(vocab + 1);  // the selection stores one element past those it keeps
-  const float scale = 1.0f / options_.temperature;
-  for (float& x : logits_) x = (x - top) * scale;
-  kernels_in_use().exp(logits_.data(), static_cast<int64_t>(vocab), probs_.data());
-  // The most probable has p = 1. NaN fails both comparisons.
-  for (size_t i = 0; i < vocab; ++i) {
-    const bool candidate = (logits_[i] > kLowest) & (probs_[i] >= options_.min_p);
-    probs_[i] = candidate ? probs_[i] : 0.0f;
-  }
-  if (options_.top_k > 0 && options_.top_k < static_cast<int64_t>(vocab)) {
-    std::copy(probs_.begin(), probs_.end(), keys_.begin());
-    keep_top(keys_, probs_, true, static_cast<double>(options_.top_k), kSmallest, tied_, buckets_);
-  }
-  double total = sum_of(probs_);
-  if (options_.top_p < 1) {
-    std::copy(probs_.begin(), probs_.end(), keys_.begin());
-    // All below this add up to less than half of what goes.
-    const double floor = 0.5 * (1 - double{options_.top_p}) * total / static_cast<double>(vocab);
-    keep_top(keys_, probs_, false, double{options_.top_p} * total, std::max(static_cast<float>(floor), kSmallest),
-             tied_, buckets_);
-    total = sum_of(probs_);
-  }
-  if (options_.typical_p < 1) {
-    keep_typical(total);
-    total = sum_of(probs_);
-  }
-  // The token is where the sum of all up to it, in order of id, passes the draw: first the block, then the place.
-  double left = static_cast<double>(rng_.uniform(draws_++)) * total;
-  size_t begin = 0;
-  for (size_t size = 0; begin < vocab; begin += size) {
-    size = std::min(kDrawBlock, vocab - begin);
-    const double sum = sum_of(std::span(probs_).subspan(begin, size));
-    if (left < sum) break;
-    left -= sum;
-  }
-  size_t chosen = vocab;
-  for (size_t i = begin; i < vocab && (left >= 0 || chosen == vocab); ++i) {
-    left -= static_cast<double>(probs_[i]);
-    if (probs_[i] > 0) chosen = i;
-  }
-  while (chosen == vocab || probs_[chosen] <= 0) --chosen;  // rounding left nothing: the last one
-  return static_cast<int32_t>(chosen);
+  Candidates candidates(logits, thread_scratch(Scratch::kSampling, Candidates::scratch_floats(logits.size())));
+  adjust(candidates, banned);
+  const std::span<const float> adjusted = candidates.logits();
+  const float lse = kernels_in_use().logsumexp_row(adjusted.data(), static_cast<int64_t>(adjusted.size()));
+  for (size_t i = 0; i < adjusted.size(); ++i) out[i] = std::isnan(adjusted[i]) ? kBanned : adjusted[i] - lse;
 }
 
 void sample_rows(std::span<SampleRow> rows) {
-  parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t i) {
+  size_t vocab = 0;
+  for (const SampleRow& row : rows) vocab = std::max(vocab, row.logits.size());
+  const LoopScratch scratch(Scratch::kSampling, Sampler::Candidates::scratch_floats(vocab));
+  parallel_for_slots(static_cast<int64_t>(rows.size()), scratch.slots, [&](int64_t i, int slot) {
     SampleRow& row = rows[static_cast<size_t>(i)];
-    row.token = row.sampler->sample(row.logits, row.banned);
+    row.token = row.sampler->sample_with(row.logits, row.banned, scratch[slot]);
   });
 }
 
