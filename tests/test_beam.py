@@ -36,7 +36,7 @@ def table_style(config: GenerationConfig) -> Style:
     """Of a vocabulary whose tokens are digits, of which one is banned."""
     tokenizer = SimpleNamespace(eos_token_id=EOS, decode=lambda ids: "".join(map(str, ids)))
     table = SimpleNamespace(tokenizer=tokenizer, data=[b"%d" % i for i in range(5)])
-    rules: Any = SimpleNamespace(table=table, banned=lambda ids, opening: np.asarray([BANNED], np.int32))
+    rules: Any = SimpleNamespace(table=table, parts=frozenset(), at_start=np.asarray([BANNED], np.int32))
     return Style(rules, config, 100, stops=["4"])
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from miaobi._core import KVCache, Sampler
     from miaobi.model import GPT
 
-__all__ = ["Cancelled", "Decoder", "advance", "all_logits", "kept_tokens", "write_on"]
+__all__ = ["Batch", "Cancelled", "Decoder", "advance", "all_logits", "kept_tokens"]
 
 # Rows of one step: enough to keep the matrix products busy, few enough to stop within a fraction of a second.
 _STEP_ROWS: Final = 128
@@ -132,31 +132,39 @@ def advance(
         raise
 
 
-def write_on(
-    decoders: Sequence[Decoder],
-    tokens: Sequence[int],
-    samplers: Sequence[Sampler],
-    banned: Sequence[NDArray[np.int32]],
-    check: Callable[[], None],
-) -> list[int] | None:
-    """`advance` by one token each, and what the samplers choose then: one call of the engine.
+class Batch:
+    """Texts that grow by one token each, time and again, with the samplers that choose it: one call of the engine.
 
-    None, and nothing is done, where that is not one step: without a cache, or where a text is full.
+    Nothing else may happen to the decoders meanwhile.
     """
-    cache = decoders[0].cache
-    if cache is None or any(decoder._length == decoder.limit for decoder in decoders):
-        return None
-    check()
-    for decoder, token in zip(decoders, tokens, strict=True):
-        decoder._tokens[decoder._length] = token
-        decoder._length += 1
-    sequences = [decoder.sequence for decoder in decoders]
-    try:
-        return decoders[0].model.sample_cached(cache, sequences, tokens, samplers, banned)
-    except BaseException:
-        for decoder in decoders:
-            decoder._settle()
-        raise
+
+    def __init__(self, decoders: Sequence[Decoder], samplers: Sequence[Sampler]) -> None:
+        self._decoders = decoders
+        self._samplers = samplers
+        self._model, self._cache = decoders[0].model, decoders[0].cache
+        self._sequences = [decoder.sequence for decoder in decoders]
+        self._room = min(decoder.limit - decoder._length for decoder in decoders)
+
+    def write_on(
+        self, tokens: Sequence[int], banned: Sequence[NDArray[np.int32]], check: Callable[[], None]
+    ) -> list[int] | None:
+        """`advance` by one token each, and what the samplers choose then.
+
+        None, and nothing is done, where that is not one step: without a cache, or where a text is full.
+        """
+        if self._cache is None or self._room == 0:
+            return None
+        check()
+        self._room -= 1
+        for decoder, token in zip(self._decoders, tokens, strict=True):
+            decoder._tokens[decoder._length] = token
+            decoder._length += 1
+        try:
+            return self._model.sample_cached(self._cache, self._sequences, tokens, self._samplers, banned)
+        except BaseException:
+            for decoder in self._decoders:
+                decoder._settle()
+            raise
 
 
 def all_logits(decoder: Decoder, new: NDArray[np.int32]) -> NDArray[np.float32]:

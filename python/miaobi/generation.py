@@ -144,7 +144,7 @@ class GenerationConfig:
         for name, least in _INTEGERS.items():
             self._set_int(name, least)
         for name, (low, high, open_low) in _REALS.items():
-            hint = "; for the likeliest text use do_sample=False" if name == "temperature" else ""
+            hint = "; for the likeliest text use do_sample=False (--greedy)" if name == "temperature" else ""
             self._set_float(name, low, high, open_low=open_low, hint=hint)
         for name in ("do_sample", "stop_on_loop"):
             if not isinstance(getattr(self, name), bool):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miaobi.beam import Found, beam_search
-from miaobi.decoding import Cancelled, Decoder, advance, write_on
+from miaobi.decoding import Batch, Cancelled, Decoder, advance
 from miaobi.generation import FinishReason
 from miaobi.writing import Style, Writer, choose
 
@@ -28,7 +28,6 @@ _MAX_ROWS: Final = 32  # texts that are written at once; more give no more token
 _MAX_BYTES: Final = 2**29  # of cache for them
 _BLOCK: Final = 32  # tokens by which the cache hands out room
 _FORK_ROOM: Final = 2 * _BLOCK  # forks may hold a block that is not full and its copy
-_Chosen = tuple[int, NDArray[np.float32] | None]  # a token, and the logits (V,) it was chosen from if they are wanted
 
 
 def rows_for(model: GPT, texts: int, row_tokens: int) -> int:
@@ -51,6 +50,13 @@ class _Row:
         """This row, and one for each text that goes on from its prompt, now that the model has seen that."""
         copies, self.copies = self.copies, []
         return [self, *[_Row(number, self.decoder.fork(), writer, self.new) for number, writer in copies]]
+
+
+def _batch_of(rows: Sequence[_Row]) -> Batch | None:
+    """The rows as a batch, if there are any and nothing in Python looks at their logits."""
+    if not rows or any(row.writer.needs_logits or row.writer.token < 0 for row in rows):
+        return None
+    return Batch([row.decoder for row in rows], [row.writer.sampler for row in rows])
 
 
 class Session:
@@ -116,24 +122,27 @@ class Session:
         """
         waiting = deque(enumerate(writers))
         active: list[_Row] = []
+        batch: Batch | None = None  # of the active rows, where they need no more than samplers
         try:
             while waiting or active:
-                began = len(active)
-                self._admit(waiting, active)
-                ended = False
-                chosen = self._write_on(active) if began == len(active) else None
-                if chosen is None:
-                    active, chosen = self._choose(active)
-                for row, (token, logits) in zip(active, chosen, strict=True):
+                if waiting and self._admit(waiting, active):
+                    batch = None
+                tokens = None if batch is None else self._write_on(active, batch)
+                logits: Sequence[NDArray[np.float32] | None] = [None] * len(active)
+                if tokens is None:
+                    active, tokens, logits = self._choose(active)
+                    batch = None
+                for row, token, after in zip(active, tokens, logits, strict=True):
                     writer = row.writer
-                    piece = writer.take(token, logits)
+                    piece = writer.take(token, after)
                     if writer.finish_reason is not None:
-                        ended = True
+                        batch = None
                         self._leave(row.decoder)
                     if piece:
                         yield row.number, piece
-                if ended:
+                if batch is None:
                     active = [row for row in active if row.writer.finish_reason is None]
+                    batch = _batch_of(active)
         except Cancelled:
             for number, writer in enumerate(writers):
                 if writer.finish_reason is None and (piece := writer.finish("cancelled")):
@@ -145,31 +154,22 @@ class Session:
             for writer in writers:
                 writer.finish_reason = writer.finish_reason or "cancelled"
 
-    def _write_on(self, rows: list[_Row]) -> list[_Chosen] | None:
-        """The next token of texts that need no more than a sampler, by one call of the engine; None for others."""
-        writers = [row.writer for row in rows]
-        if any(writer.needs_logits for writer in writers):
-            return None
-        tokens = write_on(
-            [row.decoder for row in rows],
-            [writer.token for writer in writers],
-            [writer.sampler for writer in writers],
-            [writer.banned() for writer in writers],
-            self.check,
-        )
-        return None if tokens is None else [(token, None) for token in tokens]
+    def _write_on(self, rows: list[_Row], batch: Batch) -> list[int] | None:
+        """The next token of each row by one call of the engine; None where that cannot be."""
+        return batch.write_on([row.writer.token for row in rows], [row.writer.banned() for row in rows], self.check)
 
-    def _choose(self, rows: list[_Row]) -> tuple[list[_Row], list[_Chosen]]:
+    def _choose(self, rows: list[_Row]) -> tuple[list[_Row], list[int], list[NDArray[np.float32]]]:
         """The rows, now with the copies of those that had only a prompt, and the next token of each with its logits."""
         new = [row.new if row.writer.token < 0 else np.asarray([row.writer.token], np.int32) for row in rows]
         logits = advance([row.decoder for row in rows], new, self.check)
         grown = [(row, after) for begun, after in zip(rows, logits, strict=True) for row in begun.with_copies()]
         tokens = choose([row.writer.choice(after) for row, after in grown])
-        return [row for row, _ in grown], [(token, after) for token, (_, after) in zip(tokens, grown, strict=True)]
+        return [row for row, _ in grown], tokens, [after for _, after in grown]
 
-    def _admit(self, waiting: deque[tuple[int, Writer]], active: list[_Row]) -> None:
-        """Begins as many texts as there is room for."""
+    def _admit(self, waiting: deque[tuple[int, Writer]], active: list[_Row]) -> bool:
+        """Begins as many texts as there is room for; whether there are any."""
         room = self.rows - len(active)
+        begun = room > 0
         while waiting and room > 0:
             number, writer = waiting.popleft()
             room -= 1
@@ -179,6 +179,7 @@ class Session:
                 row.copies.append(waiting.popleft())
                 room -= 1
             active.append(row)
+        return begun
 
     def _decoder(self) -> Decoder:
         kept, self._kept = self._kept, None

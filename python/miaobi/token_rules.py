@@ -123,6 +123,10 @@ class TokenRules:
 
     The special tokens but eos never come, for no text has them. A byte comes only where UTF-8 has it, so that no
     character is broken; text and eos, only where a character is complete.
+
+    parts:      the ids of bytes that are no characters.
+    at_start:   the ids that may not come where a character is complete, as it is after all tokens but `parts`.
+    at_opening: those that may not come there where something visible has to.
     """
 
     def __init__(self, tokenizer: JiebaTokenizer) -> None:
@@ -132,15 +136,16 @@ class TokenRules:
         data = self.table.data
         # A character's token is as good as its byte; words, and characters of several bytes, are always whole.
         self._bytes = {i: data[i][0] for i in range(size) if len(data[i]) == 1}
+        self.parts: Final = frozenset(i for i, byte in self._bytes.items() if byte >= 0x80)
         byte_ids = np.asarray([i for i, byte in self._bytes.items()], np.int32)
         values = np.asarray(list(self._bytes.values()), np.int32)
         starts = np.zeros(256, bool)
         for lead in _LEADS:
             starts[lead.first : lead.last + 1] = True
         never = [i for i in special if i != tokenizer.eos_token_id]
-        self._at_start = np.concatenate([np.asarray(never, np.int32), byte_ids[~starts[values]]])
+        self.at_start: Final = np.concatenate([np.asarray(never, np.int32), byte_ids[~starts[values]]])
         blank = [i for i, text in enumerate(data) if not text.decode("utf-8", "replace").strip()]
-        self._at_opening = np.union1d(self._at_start, np.asarray(blank, np.int32)).astype(np.int32)
+        self.at_opening: Final = np.union1d(self.at_start, np.asarray(blank, np.int32)).astype(np.int32)
 
         self._all_but = {
             (low, high): np.setdiff1d(np.arange(size, dtype=np.int32), byte_ids[(values >= low) & (values <= high)])
@@ -162,4 +167,4 @@ class TokenRules:
             if back <= lead.continuations:
                 return self._all_but[(lead.low, lead.high) if back == 1 else _CONTINUATION]
             break
-        return self._at_opening if opening else self._at_start
+        return self.at_opening if opening else self.at_start

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
@@ -49,13 +49,22 @@ class DecodeStream:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._whole: Sequence[str | None] = tokenizer._whole_texts if skip_special_tokens else ()
+        self._inside = False  # whether the last character lacks bytes
 
     def feed(self, token_id: int) -> str:
         """The text that is complete with this token; "" while a character still lacks bytes."""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id, self._skip_special_tokens))
+        if not self._inside and 0 <= token_id < len(self._whole):
+            text = self._whole[token_id]
+            if text is not None:
+                return text
+        text = self._utf8.decode(self._tokenizer.token_bytes(token_id, self._skip_special_tokens))
+        self._inside = self._utf8.getstate()[0] != b""
+        return text
 
     def finish(self) -> str:
         """What is left: "" or U+FFFD for a character that was never completed. The stream can then be used anew."""
+        self._inside = False
         return self._utf8.decode(b"", final=True)
 
 
@@ -277,6 +286,11 @@ class JiebaTokenizer:
         if i < _FIRST_BYTE and not skip_special_tokens:
             return SPECIAL_TOKENS[i].encode()
         return self._bytes[i]
+
+    @functools.cached_property
+    def _whole_texts(self) -> list[str | None]:
+        """The text of each token, "" for special ones; None for a byte that is no character."""
+        return [None if len(data) == 1 and data >= b"\x80" else data.decode() for data in self._bytes]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name: a word, a character, a special token, a byte as "<0x0A>"; None if unknown."""

@@ -64,6 +64,7 @@ class Style:
         self.end_ids: Final = np.asarray(sorted(self.ends), np.int32)
         # A text whose length a constraint bounds is not cut off by the option.
         self.max_new_tokens: Final = max([config.max_new_tokens, *[c.most_tokens for c in self.constraints]])
+        self._without_ends: Final[dict[int, NDArray[np.int32]]] = {}
 
     def sampler(self, seed: int) -> Sampler:
         """A sampler with the options, which has seen nothing."""
@@ -84,6 +85,13 @@ class Style:
             bias=list(config.biases),
             seed=seed,
         )
+
+    def without_ends(self, banned: NDArray[np.int32]) -> NDArray[np.int32]:
+        """`banned`, one of the arrays of the rules, with what would end the text; made once for each."""
+        joined = self._without_ends.get(id(banned))
+        if joined is None:
+            joined = self._without_ends[id(banned)] = np.concatenate([banned, self.end_ids])
+        return joined
 
 
 class Choice(NamedTuple):
@@ -114,6 +122,7 @@ class Continuation:
         self.sampler.accept(np.asarray(prompt, np.int32), written=False)
         self.opening = style.is_answer  # nothing visible has come yet, and something has to
         self._last: deque[int] = deque(maxlen=3)  # as many as the rules look at
+        self._banned = style.rules.at_start  # by these rules
         reach = style.bad_words.reach if style.bad_words else 0
         self._written = Written(style.table, prompt, reach) if style.processors or style.bad_words else None
 
@@ -128,14 +137,14 @@ class Continuation:
 
     def banned(self) -> NDArray[np.int32]:
         """The ids that may not come, whatever the logits are."""
-        style, written = self.style, self._written
-        banned = style.rules.banned(self._last, self.opening)
-        more = []
+        style, written, banned = self.style, self._written, self._banned
+        if self.opening and banned is style.rules.at_start:
+            banned = style.rules.at_opening
         if self.length < style.config.min_new_tokens or not self.may_end:
-            more.append(style.end_ids)
+            banned = style.without_ends(banned)
         if written is not None and style.bad_words is not None:
-            more += style.bad_words.banned(written.tail)
-        return np.concatenate([banned, *more]) if more else banned
+            banned = np.concatenate([banned, *style.bad_words.banned(written.tail)])
+        return banned
 
     def forced(self) -> int | None:
         """The token that has to come, if a constraint leaves no choice."""
@@ -158,6 +167,8 @@ class Continuation:
         if seen:
             self.length += 1
             self._last.append(token)
+            rules = self.style.rules
+            self._banned = rules.banned(self._last) if token in rules.parts else rules.at_start
         if self._written is not None:
             self._written.append(token, seen)
 
@@ -227,21 +238,22 @@ class Writer:
 
     def take(self, token: int, logits: NDArray[np.float32] | None) -> str:
         """Takes in the token that was chosen, and returns what can be shown now; logits only if it `needs_logits`."""
-        continuation = self._continuation
-        if token in self._style.ends:
+        style, continuation = self._style, self._continuation
+        if token in style.ends:
             return self.finish("stop")
         piece = ""
-        for unseen in continuation.aside():
-            piece += self._append(unseen, 0.0, seen=False)
+        if style.constraints:
+            for unseen in continuation.aside():
+                piece += self._append(unseen, 0.0, seen=False)
         piece += self._append(token, log_probability(logits, token) if self._keep and logits is not None else 0.0)
         self.token = token
         if self._stop.stopped:
             self.finish_reason = "stop"
-        elif continuation.done:
+        elif style.constraints and continuation.done:
             piece += self.finish("stop")
-        elif continuation.length >= self._style.max_new_tokens:
+        elif continuation.length >= style.max_new_tokens:
             piece += self.finish("length")
-        elif self._style.config.stop_on_loop and continuation.sampler.looping and continuation.may_end:
+        elif style.config.stop_on_loop and continuation.sampler.looping and continuation.may_end:
             piece += self.finish("loop")
         return piece
 
