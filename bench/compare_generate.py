@@ -3,10 +3,10 @@
 
     python bench/compare_generate.py [--preset nano|small] [--dtypes float32 bf16] [--threads 1 2] [--json FILE]
 
-"engine" is the model's step alone, the same tokens at the same lengths; the others are `LLM.generate` with its defaults
-(temperature 0.8, top-p 0.95), greedy, and `LLM.generate_batch` of 8 prompts, whose texts must be those of 8 single
-calls. The weights are random, but the last norm is scaled so that the distributions have the entropy of a trained
-model's, 4.5 nats, for a flat one would let the sampler do what it never has to.
+"engine" is the model's step alone, the same tokens at the same lengths, for one text and for 8; the others are
+`LLM.generate` with its defaults (temperature 0.8, top-p 0.95), greedy, and `LLM.generate_batch` of 8 prompts, whose
+texts must be those of 8 single calls. The weights are random, but the last norm is scaled so that the distributions
+have the entropy of a trained model's, 4.5 nats, for a flat one would let the sampler do what it never has to.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ def make_model(preset: str) -> tuple[miaobi.GPT, miaobi.JiebaTokenizer]:
     return model, tokenizer
 
 
-def engine(model: miaobi.GPT) -> Callable[[], object]:
-    """The steps of a text of TOKENS tokens behind the prompt."""
-    cache = model.new_cache(model.config.n_positions)
-    sequence = cache.add_sequence()
-    ids = np.arange(300, 300 + TOKENS + 3, dtype=np.int32)
-    prompt, one = np.asarray([0, 3], np.int64), np.asarray([0, 1], np.int64)
+def engine(model: miaobi.GPT, texts: int) -> Callable[[], object]:
+    """The steps of some texts of TOKENS tokens behind their prompts."""
+    cache = model.new_cache(model.config.n_positions * texts)
+    sequences = [cache.add_sequence() for _ in range(texts)]
+    ids = np.arange(300, 300 + texts * (TOKENS + 3), dtype=np.int32)
+    prompts, ones = np.arange(0, 3 * texts + 1, 3, np.int64), np.arange(texts + 1, dtype=np.int64)
 
     def run() -> None:
-        cache.truncate(sequence, 0)
-        model.forward_cached(cache, [sequence], ids[:3], prompt)
+        for sequence in sequences:
+            cache.truncate(sequence, 0)
+        model.forward_cached(cache, sequences, ids[: 3 * texts], prompts)
         for i in range(3, TOKENS + 2):
-            model.forward_cached(cache, [sequence], ids[i : i + 1], one)
+            model.forward_cached(cache, sequences, ids[i * texts : (i + 1) * texts], ones)
 
     return run
 
@@ -69,7 +70,8 @@ def main() -> None:
             raise SystemExit("the texts of a batch are not those of single calls; nothing is timed")
         turn = iter(range(10**9))
         sides: dict[str, Callable[[], object]] = {
-            "miaobi engine": engine(model),
+            "miaobi engine": engine(model, 1),
+            "miaobi engine, batch of 8": engine(model, 8),
             "miaobi generate": lambda llm=llm, o=options, t=turn: llm.generate(PROMPTS[next(t) % 8], **o, seed=1),
             "miaobi greedy": lambda llm=llm, o=options: llm.generate(PROMPTS[0], **o, do_sample=False),
             "miaobi batch of 8": lambda llm=llm, o=options: llm.generate_batch(PROMPTS, **o, seed=1),
