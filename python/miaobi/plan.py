@@ -33,7 +33,8 @@ _MEASURED_VOCABULARY: Final = 8000
 _MEASURED_ROWS: Final = 512  # tokens of a step: a whole batch would take more memory than the run of a small model
 _WORKING_SHARE: Final = 0.93  # of the time goes to steps: the rest validates, writes samples, and saves
 # Measured with `bench/compare_plan.py`, in bytes.
-_BASE_MEMORY: Final = 120e6  # Python, NumPy, the dictionary, and what is kept of the text
+_BASE_MEMORY: Final = 75e6  # Python, NumPy and the dictionary
+_TEXT_MEMORY: Final = (10.0, 5e7)  # for each token, and at most: counts of words, what is kept of each document
 _WORK_MEMORY: Final = 68e6  # a chunk of logits, packed panels, and what the allocator does not give back
 
 
@@ -149,7 +150,9 @@ def _memory(preset: Preset, config: GPTConfig, parameters: int, tokens: int) -> 
     weights = 16.0 + 4.0  # of each parameter: itself, its gradient, two moments; and packed, for samples
     training = _WORK_MEMORY + weights * parameters + 4.0 * rows * (kept + passing)
     beginning = 8.0 * parameters + bigram_init_memory(config.vocab_size, width, tokens)
-    return _BASE_MEMORY + 2.0 * tokens + max(training, beginning)  # the file of tokens is mapped
+    each, most = _TEXT_MEMORY
+    text = min(each * tokens, most) + 2.0 * tokens  # the file of tokens, too, which is mapped
+    return _BASE_MEMORY + text + max(training, beginning)
 
 
 def _saturated(repeats: float, scale: float) -> float:
