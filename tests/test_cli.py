@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import miaobi
+from miaobi.chat import ChatTemplate
 from miaobi.cli import main
 from miaobi.cli.options import count, generation_options, open_llm, printable
 from miaobi.generation import GenerationConfig
@@ -117,6 +119,17 @@ def test_generate_keeps_the_form_it_is_given(folder: Path, monkeypatch: Patch, c
     assert "\n\n".join(texts) == "\n\n".join(
         llm.generate_batch(["咏"], num_return_sequences=3, bad_words="月", typical_p=0.9)
     )
+
+
+def test_chat_says_that_a_model_has_read_no_dialogues(folder: Path, tmp_path: Path) -> None:
+    done = run("chat", folder, stdin="你好\n")
+    assert done.stdout.strip()
+    assert "has read no dialogues" in done.stderr
+    assert f"--from {folder}" in done.stderr
+    taught = tmp_path / "taught"
+    shutil.copytree(folder, taught)
+    ChatTemplate().save(taught)
+    assert run("chat", taught, stdin="你好\n").stderr == ""
 
 
 def test_chat_keeps_the_dialogue_and_obeys_commands(folder: Path) -> None:
@@ -262,6 +275,7 @@ def test_another_tokenizer_is_code_2(folder: Path, tmp_path: Path) -> None:
 
 
 def test_stdin_that_is_no_utf8_is_code_2(folder: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    monkeypatch.setattr(LLM, "has_chat_template", True, raising=False)
     for command in (["generate", folder, "-"], ["chat", folder]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("床前".encode("gb18030"))))
         assert call(monkeypatch, *command) == 2

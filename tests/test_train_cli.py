@@ -98,7 +98,6 @@ def test_training_from_a_file_to_a_model(tmp_path: Path, poems: Path, miaobi: Mi
     assert all(ord(character) >= 32 for line in text.splitlines() for character in line)  # no escapes in a pipe
     miaobi.good(*command[1:], "--max-new-tokens", 4, "--seed", 1)
     model = ["config.json", "generation_config.json", "miaobi_tokenizer.json", "model.safetensors"]
-    model.append("miaobi_chat_template.json")
     others = ["checkpoints", "data", "report.html", "train_log.jsonl"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*model, *others])
     for name in ("best", "last"):

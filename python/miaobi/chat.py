@@ -99,11 +99,11 @@ class ChatTemplate:
         write_atomic(Path(directory) / TEMPLATE_FILE, data.encode())
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> ChatTemplate:
-        """The template that `save` wrote into `directory`, or the default one if there is none. Raises FormatError."""
+    def load(cls, directory: str | os.PathLike[str]) -> ChatTemplate | None:
+        """The template that `save` wrote into `directory`, or None if there is none. Raises FormatError."""
         path = Path(directory) / TEMPLATE_FILE
         if not path.exists():
-            return cls()
+            return None
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError):

@@ -80,6 +80,8 @@ class LLM:
         self.tokenizer: Final = tokenizer
         self.generation_config = generation_config or GenerationConfig()
         self.chat_template: Final = chat_template or chat.ChatTemplate()
+        #: Whether a template came with the model, as with each that was trained on dialogues.
+        self.has_chat_template: Final = chat_template is not None
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], *, dtype: str = "float32") -> LLM:
@@ -101,14 +103,15 @@ class LLM:
         return cls(GPT.from_pretrained(folder), tokenizer, config, chat.ChatTemplate.load(folder), dtype=dtype)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes model, tokenizer, options of generation and chat template into a folder; each file appears whole.
+        """Writes model, tokenizer, options of generation and, if there is one, chat template into a folder.
 
-        Raises OSError.
+        Each file appears whole. Raises OSError.
         """
         model = self.model
         self.tokenizer.save(directory)
         self.generation_config.save(directory)
-        self.chat_template.save(directory)
+        if self.has_chat_template:
+            self.chat_template.save(directory)
         extra = {
             _TOKENIZER_HASH: self.tokenizer.hash,
             "bos_token_id": self.tokenizer.bos_token_id,

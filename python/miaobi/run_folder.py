@@ -30,19 +30,19 @@ _STEP_PREFIX: Final = "step-"
 class RunFolder:
     """`checkpoints/last`, `checkpoints/best`, the most recent `checkpoints/step-N`, and beside them the model."""
 
-    def __init__(self, path: Path, config: TrainConfig, data: Mapping[str, Any], template: ChatTemplate) -> None:
+    def __init__(self, path: Path, config: TrainConfig, data: Mapping[str, Any], template: ChatTemplate | None) -> None:
         self.path: Final = path
         self.last: Final = path / CHECKPOINTS / "last"
         self.best: Final = path / CHECKPOINTS / "best"
         self._config = config
         self._data = data
-        self._template = template
+        self.template = template  # None as long as the model has read no dialogue
 
     def save(
         self, model: GPT, tokenizer: JiebaTokenizer, optimizer: AdamW, state: TrainState, is_best: bool = False
     ) -> None:
         """Writes the checkpoint "last", and "best" if it is, and the model of the one that is kept. Raises OSError."""
-        save_checkpoint(self.last, model, tokenizer, optimizer, state, self._data, self._template)
+        save_checkpoint(self.last, model, tokenizer, optimizer, state, self._data, self.template)
         if is_best:
             copy_checkpoint(self.last, self.best)
         if self._config.keep_checkpoints and state.step:

@@ -61,8 +61,8 @@ class Trainer:
 
     With `out_dir`, that folder holds the model, `checkpoints/last` and `checkpoints/best` to go on from, and
     `train_log.jsonl`; without, nothing is written. `listener` is called with each `TrainEvent`. `data_info`, what the
-    data are, goes into the log and the manifest of each checkpoint; `chat_template` is saved with the model. The
-    model's config takes over `TrainConfig.dropout`, if that is given.
+    data are, goes into the log and the manifest of each checkpoint; `chat_template` is saved with the model, the
+    default one if it learns answers. The model's config takes over `TrainConfig.dropout`, if that is given.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Trainer:
         self.state = TrainState()
         self._template = chat_template or ChatTemplate()
         self._data_info = dict(data_info or {})
-        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, self._data_info, self._template)
+        self._out = None if out_dir is None else RunFolder(Path(out_dir), config, self._data_info, chat_template)
         self._best_weights: bytes | None = None  # where there is no folder to go back to
         self.listener = listener
         self._train_log: TrainLog | None = None
@@ -179,6 +179,8 @@ class Trainer:
         )
         with ExitStack() as stack:
             if self._out is not None:
+                if any(part is not None and part.scored is not None for part in (data, other)):
+                    self._out.template = self._template
                 stack.enter_context(RunLock(self._out.path))
                 if not self._resumed:
                     self._save()  # what cannot be written is better known now than in an hour

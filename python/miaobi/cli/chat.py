@@ -56,6 +56,11 @@ def chat(
     options = opt.generation_options(locals())
     llm = opt.open_llm(model, threads, window, no_cache, dtype=dtype)
     llm.generation_config.replaced(options)  # wrong ones are refused before anybody types
+    if not llm.has_chat_template:
+        _note(
+            f"{model} has read no dialogues: it goes on with what you say rather than answer. It learns to with\n"
+            f"  miaobi train DIALOGUES --format chat --from {model} --out my-bot"
+        )
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         _use_line_editing()

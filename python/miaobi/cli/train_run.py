@@ -193,7 +193,7 @@ class TrainRun:
             self._take_model(source, vocab_size)
         else:
             self.tokenizer = self._learn_vocabulary(vocab_size)
-            self.template = chat.ChatTemplate()
+            self.template = chat.ChatTemplate() if self._dialogues else None
         self._stack.enter_context(RunLock(self.out))
         if not (self.out / _DATA).exists():
             self._stack.push(self._remove_data_of_failure)
@@ -328,7 +328,7 @@ class TrainRun:
     def _take_model(self, folder: Path, vocab_size: int | None) -> None:
         self.tokenizer = JiebaTokenizer.load(folder)
         self.model = GPT.from_pretrained(folder)
-        self.template = chat.ChatTemplate.load(folder)
+        self.template = chat.ChatTemplate.load(folder) or (chat.ChatTemplate() if self._dialogues else None)
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise FormatError(folder, "the model and the tokenizer in it do not fit each other")
         if vocab_size is not None and vocab_size != self.tokenizer.vocab_size:
