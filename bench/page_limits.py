@@ -34,8 +34,8 @@ def two_threads(cases: Sequence[Row], enough: float = 1.75) -> str:
 
     return (
         "\nWhat a second thread gives, of products with all sides from 256 on, median and range: miaobi "
-        f"{text('miaobi')},\nNumPy {text('numpy')},\nPyTorch {text('torch')}. One thread and two are measured one after "
-        "the other, on a clock that moves.\n"
+        f"{text('miaobi')},\nNumPy {text('numpy')},\nPyTorch {text('torch')}. One thread and two are measured one "
+        "after the other, on a clock that moves.\n"
     )
 
 
