@@ -8,6 +8,9 @@ of the last. Both sides form the logits of every step, are given the same ids an
 interface that they have: llama.cpp's batches are made before. Its keys and values have 16 bits, for it is slower with
 32; ours have the precision of the weights. It rounds activations to bf16 beside bf16 weights, and has GELU in a table
 of 16 bits, so logits are compared within 1% of the largest in float32 and 3% in bf16. Needs llama-cpp-python and gguf.
+
+What memory gives is measured in the same turns, for it is not the same from one minute to the next on a shared machine:
+NumPy's dot product of a vector with itself, of as many bytes as the weights, so from where in memory they lie.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ class Model:
         # A row of the embeddings is read for each token, and the whole of them as the head.
         self.weights = vocabulary * width + layers * (4 * width + 2 * inner) * width
         self.bytes = self.weights * (2 if dtype == "bf16" else 4)
+        self._read = np.ones(self.bytes // 4, np.float32)
         self.tokens = int(max(4, min(SAMPLE_WEIGHTS / self.weights, POSITIONS - PROMPT)))
         self._ids = rng.integers(0, vocabulary, POSITIONS, dtype=np.int32)
         self._ours_tokens = [self._ids[i : i + 1] for i in range(PROMPT, PROMPT + self.tokens)]
@@ -79,6 +83,10 @@ class Model:
         self.theirs.truncate(PROMPT)
         for batch in self._their_tokens:
             self.theirs.decode(batch)
+
+    def reading(self) -> None:
+        for _ in range(self.tokens):
+            np.dot(self._read, self._read)
 
     def _check(self, dtype: str) -> None:
         """The logits after a prefill, and those after the tokens of a sample."""
@@ -119,7 +127,7 @@ def main() -> None:
 
 
 def measure(report: bench.Report, model: Model, case: dict[str, object], tokens: int, seconds: float) -> None:
-    """One line: tokens/s of both, and for decoding the rate at which ours reads the weights."""
+    """One line: tokens/s of both, and for decoding the rate at which ours reads the weights, in GB/s and of reading."""
     what = case["what"]
     sides: dict[str, Callable[[], object]] = {
         "miaobi": getattr(model, f"ours_{what}"),
@@ -128,9 +136,15 @@ def measure(report: bench.Report, model: Model, case: dict[str, object], tokens:
     if what == "decode":
         model.ours_prefill()
         model.their_prefill()
+        sides["reading"] = model.reading
     samples = bench.alternate(sides, seconds)
+    read = {}
+    if (reading := samples.pop("reading", None)) is not None:
+        read = {
+            "gigabytes_per_second": round(model.bytes * tokens / samples["miaobi"].median / 1e9, 1),
+            "share_of_reading": round(bench.ratio(samples["miaobi"], reading), 3),
+        }
     rates = {name: round(tokens / values.median, 1) for name, values in samples.items()}
-    read = {"gigabytes_per_second": round(model.bytes * rates["miaobi"] / 1e9, 1)} if what == "decode" else {}
     report.add(case, samples, tokens_per_second=rates, **read)
     print("  " + ", ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in rates.items()), *read.values())
 

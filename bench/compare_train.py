@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import side_by_side as sbs
 
 import numpy as np  # isort: skip
 
 import miaobi
+from miaobi.peak_memory import peak_memory
 
 SEED = 1
 LEARNING_RATE = 1e-4
@@ -65,15 +64,6 @@ def make_side(name: str, preset: str) -> tuple[Callable[[], float], int, int]:
         return total / count
 
     return ours, ids.size, model.num_parameters
-
-
-def peak_memory() -> int:
-    """Bytes that this process had in memory at most."""
-    if sys.platform == "linux":  # getrusage would count what the process that started this one had
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def bf16_slowdown() -> float:

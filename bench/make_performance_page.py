@@ -330,18 +330,15 @@ class Machine:
             return ""
 
         def bandwidth(row: Row) -> str:
-            peak = self.peak("memory", row["threads"])
             if "gigabytes_per_second" not in row:
                 return "-"
-            return f"{row['gigabytes_per_second']} GB/s" + (
-                f", {row['gigabytes_per_second'] / peak:.0%}" if peak else ""
-            )
+            return f"{row['gigabytes_per_second']} GB/s, {row['share_of_reading']:.0%}"
 
         return (
             "### Decoding and prefill beside llama.cpp\n\nThe same random weights, tokens/s of one sequence "
             "(`python bench/compare_llama_cpp.py`): decoding one by one, and a\nprompt of 128 at once. The last column "
-            "is the rate at which decoding reads the weights, and its share of what memory gave\n`bench_gemm`; a model "
-            "that fits into L3 can be above 100%.\n\n"
+            "is the rate at which decoding reads the weights, and its share of the rate at which NumPy's\ndot product "
+            "reads as many bytes, in the same turns.\n\n"
         ) + table(
             ["model, weights, threads", "what", "miaobi", "llama.cpp", "ratio", "weights read"],
             (

@@ -221,9 +221,7 @@ LONG_ATTENTION = """
 import numpy as np
 import miaobi
 from miaobi import _core
-
-def peak():  # bytes of memory that this process had at most
-    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+from miaobi.peak_memory import peak_memory as peak
 
 T, D = 8192, 32
 miaobi.set_num_threads(2)

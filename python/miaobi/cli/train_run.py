@@ -27,6 +27,7 @@ from miaobi.cli.train_view import TrainView, duration, make_console, one_line, s
 from miaobi.corpus import Corpus, Document, Documents, Format, Separator, read_corpus
 from miaobi.errors import FormatError
 from miaobi.model import GPT, read_config
+from miaobi.peak_memory import peak_memory
 from miaobi.plan import Machine, best_plan
 from miaobi.presets import INITS, PRESETS, Preset
 from miaobi.run_lock import RunLock
@@ -403,7 +404,7 @@ class TrainRun:
         text = (
             f"Done{early}: {end.step:,} steps, {end.epoch:.1f} epochs in {duration(end.elapsed)}, {speed:,.0f} tokens/s"
         )
-        if memory := _peak_memory():
+        if memory := peak_memory():
             text += f", {size(memory)} of memory at most"
         self.print(text + ".")
         if end.best_loss is not None and end.best_step != end.step:
@@ -481,15 +482,3 @@ def _remove_model(out: Path) -> None:
 
 def _folder_size(folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in _MODEL_FILES[:-1] if (folder / name).exists())
-
-
-def _peak_memory() -> int | None:
-    """Bytes of memory that the process had at most, or None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
