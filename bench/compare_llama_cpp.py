@@ -10,7 +10,8 @@ interface that they have: llama.cpp's batches are made before. Its keys and valu
 of 16 bits, so logits are compared within 1% of the largest in float32 and 3% in bf16. Needs llama-cpp-python and gguf.
 
 What memory gives is measured in the same turns, for it is not the same from one minute to the next on a shared machine:
-NumPy's dot product of a vector with itself, of as many bytes as the weights, so from where in memory they lie.
+one product of a row with one matrix of as many bytes as the weights, which is nothing but reading. (It comes to what
+`bench_gemm` measures for memory; NumPy's dot product reads more slowly.)
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Model:
         # A row of the embeddings is read for each token, and the whole of them as the head.
         self.weights = vocabulary * width + layers * (4 * width + 2 * inner) * width
         self.bytes = self.weights * (2 if dtype == "bf16" else 4)
-        self._read = np.ones(self.bytes // 4, np.float32)
+        self._row = np.ones((1, 1024), np.float32)
+        self._matrix = np.ones((1024, self.bytes // 4096), np.float32)
         self.tokens = int(max(4, min(SAMPLE_WEIGHTS / self.weights, POSITIONS - PROMPT)))
         self._ids = rng.integers(0, vocabulary, POSITIONS, dtype=np.int32)
         self._ours_tokens = [self._ids[i : i + 1] for i in range(PROMPT, PROMPT + self.tokens)]
@@ -86,7 +88,7 @@ class Model:
 
     def reading(self) -> None:
         for _ in range(self.tokens):
-            np.dot(self._read, self._read)
+            miaobi.ops.matmul(self._row, self._matrix)
 
     def _check(self, dtype: str) -> None:
         """The logits after a prefill, and those after the tokens of a sample."""
