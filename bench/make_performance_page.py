@@ -337,8 +337,8 @@ class Machine:
         return (
             "### Decoding and prefill beside llama.cpp\n\nThe same random weights, tokens/s of one sequence "
             "(`python bench/compare_llama_cpp.py`): decoding one by one, and a\nprompt of 128 at once. The last column "
-            "is the rate at which decoding reads the weights, and its share of the rate at which a\nsingle product of a "
-            "row and a matrix reads as many bytes, in the same turns.\n\n"
+            "is the rate at which decoding reads the weights, and its share of the rate at which a\nsingle product of "
+            "a row and a matrix reads as many bytes, in the same turns.\n\n"
         ) + table(
             ["model, weights, threads", "what", "miaobi", "llama.cpp", "ratio", "weights read"],
             (
