@@ -299,7 +299,12 @@ PackedMatrix::PackedMatrix(const Operand& b, int64_t n, int64_t k, WeightType ty
     float* rows = scratch[slot];
     std::fill_n(rows, table.nr * k, 0.0f);
     table.pack(right, j, cols, 0, k, table.nr, rows);
-    table.narrow(rows, table.nr * k, bf16_.data() + j * k);
+    uint16_t row[64];
+    for (int64_t i = 0; i < k; ++i) {
+      table.narrow(rows + i * table.nr, table.nr, row);
+      uint16_t* words = bf16_.data() + j * k + i * table.nr;
+      for (int64_t c = 0; c < table.width; ++c) words[2 * c] = row[c], words[2 * c + 1] = row[table.width + c];
+    }
   });
 }
 
@@ -324,7 +329,7 @@ void gemm_builtin(int64_t m, const Operand& a, const PackedMatrix& b, float* c, 
     return;
   }
   const auto widen = [&](int64_t j, int64_t k0, int64_t depth, float* dst) {
-    table.widen(at(j, k0).bf16, table.nr * depth, dst);
+    table.widen_panels(at(j, k0).bf16, depth, dst);
   };
   if (b.type() == WeightType::kBf16 && fit_l2(m, n, k)) {
     piecewise(table, m, n, k, a, c, ldc, accumulate, epilogue,

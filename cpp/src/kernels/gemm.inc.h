@@ -11,11 +11,14 @@ namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 constexpr int kNr = 2 * kW;  // two vectors a row: every broadcast of A feeds two multiply-adds
 constexpr int kMr = MIAOBI_TILE_ROWS;
 
-// A vector of B, of which `n` elements are wanted; bfloat16 panels are whole.
-MIAOBI_INLINE Vec load_right(const float* p, bool masked, int64_t n) {
-  return masked ? Vec::load_n(p, n) : Vec::load(p);
+// Vector `v`, 0 or 1, of a row of a panel of B; if `masked`, the `n` elements of it that there are. bfloat16 panels are
+// whole, and a word holds an element of each vector.
+MIAOBI_INLINE Vec load_right(const float* row, int v, bool masked, int64_t n) {
+  return masked ? Vec::load_n(row + v * kW, n) : Vec::load(row + v * kW);
 }
-MIAOBI_INLINE Vec load_right(const uint16_t* p, bool, int64_t) { return Vec::load_bf16(p); }
+MIAOBI_INLINE Vec load_right(const uint16_t* row, int v, bool, int64_t) {
+  return v == 0 ? Vec::load_lower(row) : Vec::load_upper(row);
+}
 
 template <bool kMasked, int Rows, int Vectors>
 MIAOBI_INLINE void load_tile(Vec (&acc)[Rows][Vectors], const float* c, int64_t ldc, bool load_c, int64_t tail) {
@@ -82,7 +85,7 @@ MIAOBI_INLINE void fetching_tile(int64_t k, const float* MIAOBI_RESTRICT a, int6
   for (int64_t i = 0; i < k; ++i) {
     fetch();
     const auto right = [&](int v) {
-      return load_right(b + (v / 2) * b_panel + (v % 2) * kW, kMasked && v == Vectors - 1, tail);
+      return load_right(b + (v / 2) * b_panel, v % 2, kMasked && v == Vectors - 1, tail);
     };
     if constexpr (Rows == 1) {  // each vector is used once: no register need hold it
       const Vec av = Vec::set1(a[0]);
@@ -127,13 +130,14 @@ using TileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, i
 template <class Right>
 using PanelTileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, float*, int64_t, bool, FetchAlong);
 
+constexpr int kManyPanels = 4;
+
 template <class Right>
 struct TileSet {
   TileFn<Right> full[2];    // one or two whole vectors
   TileFn<Right> masked[2];  // the last of them cut
   // Several panels at once, so that few rows still fill the multiply-add pipelines; or null.
   TileFn<Right> two_panels, many;
-  int many_panels;
   PanelTileFn<Right> fetching;
 };
 
@@ -145,11 +149,8 @@ constexpr TileSet<Right> make_tiles() {
                    {tile<Right, Rows, 1, true>, tile<Right, Rows, 2, true>},
                    nullptr,
                    nullptr,
-                   1,
                    panel_tile<Right, Rows>};
-  // Widening takes registers: six vectors leave enough of sixteen, where eight would put a chain in memory.
-  constexpr int kMany = sizeof(Right) == 2 && kW == 8 ? 6 : 8;
-  if constexpr (Rows == 1) t.many = tile<Right, Rows, kMany, false>, t.many_panels = kMany / 2;
+  if constexpr (Rows == 1) t.many = tile<Right, Rows, 2 * kManyPanels, false>;
   if constexpr (Rows <= 3 && Rows * 4 <= 2 * kMr) t.two_panels = tile<Right, Rows, 4, false>;
   return t;
 }
@@ -192,7 +193,7 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
   for (int64_t j = 0; j < n;) {
     int64_t together = 1;
     if (m <= height && only.two_panels && n - j >= 2 * kNr) together = 2;
-    if (m <= height && only.many && n - j >= only.many_panels * kNr) together = only.many_panels;
+    if (m <= height && only.many && n - j >= kManyPanels * kNr) together = kManyPanels;
     const int64_t panels = m <= height ? together : are_few ? 1 : kGroup;
     const int64_t cols = n - j < panels * kNr ? n - j : panels * kNr;
     for (int64_t i = 0; i < m; i += height) {

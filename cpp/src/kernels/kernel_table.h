@@ -15,7 +15,9 @@ namespace miaobi {
 
 // Where a packed or strided operand of gemm_block lies. Element (i, k) of the left one is
 // data[(i / height) * panel_stride + k * k_stride + i % height], where height is at most mr; the right one likewise
-// with nr for height. A right operand may be kept as bfloat16: then `data` is not used, and `bf16` has whole panels.
+// with nr for height. A right operand may be kept as bfloat16: then `data` is not used, and `bf16` has whole panels. Of
+// a row of those, elements i and nr / 2 + i lie side by side: a shift and a mask widen them, and nothing has to cross
+// lanes.
 struct Panels {
   const float* data;
   int64_t panel_stride;
@@ -98,6 +100,7 @@ struct KernelTable {
                      uint32_t* dst);
   // bfloat16 to float32 and back, ties to even.
   void (*widen)(const uint16_t* x, int64_t n, float* y);
+  void (*widen_panels)(const uint16_t* x, int64_t rows, float* y);  // of `rows` rows of nr elements, as Panels has them
   void (*narrow)(const float* x, int64_t n, uint16_t* y);
   // dst[c * ldd + r] = scale * src[r * lds + c]. dst rows have room for rows rounded up to width.
   void (*transpose)(const float* src, int64_t lds, int64_t rows, int64_t cols, float scale, float* dst, int64_t ldd);

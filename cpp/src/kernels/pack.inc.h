@@ -213,6 +213,13 @@ inline void widen(const uint16_t* x, int64_t n, float* y) {
       });
 }
 
+inline void widen_panels(const uint16_t* x, int64_t rows, float* y) {
+  for (int64_t r = 0; r < rows; ++r, x += 2 * kW, y += 2 * kW) {
+    Vec::load_lower(x).store(y);
+    Vec::load_upper(x).store(y + kW);
+  }
+}
+
 inline void narrow(const float* x, int64_t n, uint16_t* y) {
   for_each_vec(
       n, [&](int64_t i) { store_bf16(Vec::load(x + i), y + i); },

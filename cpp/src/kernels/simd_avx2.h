@@ -27,6 +27,14 @@ struct Vec {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
   }
+  // The lower and the upper halves of the kW words at p, as bfloat16.
+  static MIAOBI_INLINE Vec load_lower(const uint16_t* p) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 16))};
+  }
+  static MIAOBI_INLINE Vec load_upper(const uint16_t* p) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+  }
   MIAOBI_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   // Not vmaskmovps: its store form is microcoded on AMD before Zen 4.
   MIAOBI_INLINE void store_n(float* p, int64_t n) const {

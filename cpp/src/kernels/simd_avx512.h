@@ -24,6 +24,14 @@ struct Vec {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
   }
+  // The lower and the upper halves of the kW words at p, as bfloat16.
+  static MIAOBI_INLINE Vec load_lower(const uint16_t* p) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))};
+  }
+  static MIAOBI_INLINE Vec load_upper(const uint16_t* p) {
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), mask))};
+  }
   MIAOBI_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   MIAOBI_INLINE void store_n(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
 };

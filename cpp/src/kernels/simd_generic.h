@@ -23,10 +23,14 @@ struct Vec {
     for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
     return r;
   }
-  static MIAOBI_INLINE Vec load_bf16(const uint16_t* p) {
+  static MIAOBI_INLINE Vec load_bf16(const uint16_t* p) { return widen(p, 1); }
+  // The lower and the upper halves of the kW words at p, as bfloat16.
+  static MIAOBI_INLINE Vec load_lower(const uint16_t* p) { return widen(p, 2); }
+  static MIAOBI_INLINE Vec load_upper(const uint16_t* p) { return widen(p + 1, 2); }
+  static MIAOBI_INLINE Vec widen(const uint16_t* p, int step) {
     Vec r;
     for (int i = 0; i < 4; ++i) {
-      const uint32_t u = static_cast<uint32_t>(p[i]) << 16;
+      const uint32_t u = static_cast<uint32_t>(p[i * step]) << 16;
       std::memcpy(&r.v[i], &u, 4);
     }
     return r;

@@ -26,6 +26,13 @@ struct Vec {
   static MIAOBI_INLINE Vec load_bf16(const uint16_t* p) {
     return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))};
   }
+  // The lower and the upper halves of the kW words at p, as bfloat16.
+  static MIAOBI_INLINE Vec load_lower(const uint16_t* p) {
+    return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(vld1q_u16(p)), 16))};
+  }
+  static MIAOBI_INLINE Vec load_upper(const uint16_t* p) {
+    return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xFFFF0000u)))};
+  }
   MIAOBI_INLINE void store(float* p) const { vst1q_f32(p, v); }
   MIAOBI_INLINE void store_n(float* p, int64_t n) const {
     float lanes[4];

@@ -44,6 +44,7 @@ const KernelTable kTable = {
     .pack_pairs = nullptr,
 #endif
     .widen = widen,
+    .widen_panels = widen_panels,
     .narrow = narrow,
     .transpose = transpose_matrix,
     .layer_norm_stats = layer_norm_stats,
