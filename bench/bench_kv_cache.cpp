@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Decoding by the length of the context: appending to the KV cache, attention over it, and a whole step of a model.
+// Decoding by the length of the context: appending to the KV cache, attention over it, and a whole step of a model; and
+// whole steps by the kind of the weights and the number of sequences.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -13,27 +14,36 @@ namespace {
 
 constexpr int64_t kPositions = 1024;
 
-// A model whose cache holds `tokens` of one sequence; every call works on the next token and takes it back.
+// A model whose cache holds the same `tokens` of some sequences; every call works on the next token of each, or of the
+// first, and takes it back.
 struct Decoding {
-  Decoding(const Model& m, int64_t tokens)
+  Decoding(const Model& m, int64_t tokens, WeightType type, int64_t count)
       : model(config_of(m, kPositions), 1),
-        cache(m.layers, m.heads, m.width / m.heads, kPositions),
-        sequence(cache.add_sequence()),
+        cache(m.layers, m.heads, m.width / m.heads, count * kPositions, type),
         length(tokens),
-        logits(1, m.vocabulary, 0),
+        tolerance(type == WeightType::kFloat32 ? 1e-4 : 0.03),
+        logits(count, m.vocabulary, 0),
         rows(2, 3 * m.width, 1) {
-    model.pack(WeightType::kFloat32);
+    model.pack(type);
     for (int64_t i = 0; i <= tokens; ++i) ids.push_back(static_cast<int32_t>(i * 7919 % m.vocabulary));
-    append(0, tokens);
+    std::vector<int64_t> offsets;
+    std::vector<int32_t> prompts;
+    for (int64_t s = 0; s < count; ++s) {
+      sequences.push_back(cache.add_sequence());
+      offsets.push_back(s * tokens);
+      ones.push_back(s);
+      lasts.push_back(ids.back());
+      prompts.insert(prompts.end(), ids.begin(), ids.end() - 1);
+    }
+    offsets.push_back(count * tokens);
+    ones.push_back(count);
+    model.forward_cached(cache, sequences.data(), prompts.data(), offsets.data(), count, logits.mat(), workspace);
   }
 
-  void append(int64_t begin, int64_t count) {
-    const int64_t offsets[] = {0, count};
-    model.forward_cached(cache, &sequence, ids.data() + begin, offsets, 1, logits.mat(), workspace);
-  }
   void step() {
-    append(length, 1);
-    cache.truncate(sequence, length);
+    const auto count = static_cast<int64_t>(sequences.size());
+    model.forward_cached(cache, sequences.data(), lasts.data(), ones.data(), count, logits.mat(), workspace);
+    for (const int64_t sequence : sequences) cache.truncate(sequence, length);
   }
   // The logits must be those of the last row of a pass without cache.
   void check() {
@@ -41,18 +51,21 @@ struct Decoding {
     Matrix all(length + 1, logits.cols, 0);
     model.forward(ids.data(), offsets, 1, all.mat());
     step();
-    expect_near("decoding step", logits.mat(), all.mat().row_block(length, 1), 1e-4);
+    for (int64_t s = 0; s < logits.rows; ++s) {
+      expect_near("decoding step", logits.mat().row_block(s, 1), all.mat().row_block(length, 1), tolerance);
+    }
   }
 
-  KVCache::Step next() const { return {&sequence, &length, {kOne, 1, 1}}; }
+  KVCache::Step next() const { return {sequences.data(), &length, {ones.data(), 1, 1}}; }
+  void extend() { cache.extend(sequences.data(), {ones.data(), 1, 1}); }
   void write() {
     const ConstMat row = rows.mat().row_block(0, 1);
     const int64_t width = rows.cols / 3;
-    cache.extend(&sequence, {kOne, 1, 1});
+    extend();
     for (int64_t l = 0; l < cache.layers(); ++l) {
       cache.write(l, next(), row.col_block(width, width), row.col_block(2 * width, width));
     }
-    cache.truncate(sequence, length);
+    cache.truncate(sequences[0], length);
   }
   void attend() {
     const int64_t width = rows.cols / 3;
@@ -62,23 +75,24 @@ struct Decoding {
     }
   }
 
-  static constexpr int64_t kOne[] = {0, 1};
   GPT model;
   KVCache cache;
-  int64_t sequence, length;
+  int64_t length;
+  double tolerance;
   Matrix logits, rows;
-  std::vector<int32_t> ids;
+  std::vector<int32_t> ids, lasts;
+  std::vector<int64_t> sequences, ones;
   Workspace workspace;
 };
 
 template <class Run>
-void add_decoding(const char* what, const Model& m, int64_t tokens, const Work& work, Run run) {
-  add(std::string("kv_cache/") + what + "/" + m.name + "/context:" + std::to_string(tokens), work,
-      [=]() -> std::function<void()> {
-        auto decoding = std::make_shared<Decoding>(m, tokens);
-        decoding->check();
-        return [=] { run(*decoding); };
-      });
+void add_decoding(const std::string& what, const Model& m, int64_t tokens, const Work& work, Run run,
+                  WeightType type = WeightType::kFloat32, int64_t sequences = 1) {
+  add("kv_cache/" + what + "/" + m.name + "/context:" + std::to_string(tokens), work, [=]() -> std::function<void()> {
+    auto decoding = std::make_shared<Decoding>(m, tokens, type, sequences);
+    decoding->check();
+    return [=] { run(*decoding); };
+  });
 }
 
 }  // namespace
@@ -91,14 +105,27 @@ void register_benchmarks() {
       add_decoding("append", m, tokens, {.items = 1}, [](Decoding& d) { d.write(); });
       add_decoding("attend", m, tokens, {.bytes = static_cast<double>(cached), .working_set = cached, .items = 1},
                    [](Decoding& d) {
-                     d.cache.extend(&d.sequence, {Decoding::kOne, 1, 1});
+                     d.extend();
                      d.attend();
-                     d.cache.truncate(d.sequence, d.length);
+                     d.cache.truncate(d.sequences[0], d.length);
                    });
       // A step reads every weight and every cached key and value once.
       const double bytes = weights_of(m) * sizeof(float) + static_cast<double>(cached);
       add_decoding("step", m, tokens, {.bytes = bytes, .working_set = static_cast<int64_t>(bytes), .items = 1},
                    [](Decoding& d) { d.step(); });
+    }
+    for (const bool bf16 : {false, true}) {
+      for (const int64_t sequences : kSequences) {
+        const double size = bf16 ? sizeof(uint16_t) : sizeof(float), tokens = kCachedTokens[0];
+        const double bytes = size * (weights_of(m) + static_cast<double>(sequences * 2 * m.layers * m.width) * tokens);
+        add_decoding(
+            std::string("batch/") + (bf16 ? "bf16" : "float32") + "/" + std::to_string(sequences), m, kCachedTokens[0],
+            {.flops = 2.0 * weights_of(m) * static_cast<double>(sequences),
+             .bytes = bytes,
+             .working_set = static_cast<int64_t>(bytes),
+             .items = static_cast<double>(sequences)},
+            [](Decoding& d) { d.step(); }, bf16 ? WeightType::kBf16 : WeightType::kFloat32, sequences);
+      }
     }
   }
 }

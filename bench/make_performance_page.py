@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import page_decoding
 import page_limits
 import page_training
 from page_tables import Row, better, by_threads, sample, short, table, threads_text
@@ -73,10 +74,11 @@ class Machine:
                 lambda: page_training.sections(self.files),
                 self.quality,
                 self.ablation,
-                self.decoding,
-                self.llama_cpp,
-                self.generate,
-                self.cache,
+                lambda: page_decoding.sections(
+                    self.files,
+                    self.native("bench_kv_cache"),
+                    self.plot("plot_decode", "time per token, by its place in the text"),
+                ),
                 self.busy,
                 self.text,
             )
@@ -291,110 +293,10 @@ class Machine:
             ),
         )
 
-    def decoding(self) -> str:
-        found = self.native("bench_kv_cache")
-        if not found:
-            return ""
-        keys = list(dict.fromkeys(tuple(name.split("/")[2:]) for name in found if name.startswith("kv_cache/step")))
-
-        def time_of(what: str, key: tuple[str, ...]) -> str:
-            row = found.get("/".join(("kv_cache", what, *key)))
-            return short(row["real_time"] * 1e-6) if row and "real_time" in row else "-"
-
-        text = (
-            "### Decoding with the KV cache\n\nOne token more by the length of the context, all layers "
-            "(`bench_kv_cache`): writing its keys and values, attention\nover the cached ones, and the whole step "
-            "with all matrix products and logits.\n\n"
-        ) + table(
-            ["model, context", "threads", "append", "attend", "whole step", "tokens/s"],
-            (
-                [
-                    f"{key[0]}, {key[1].split(':')[1]}",
-                    key[2].split(":")[1],
-                    *(time_of(what, key) for what in ("append", "attend", "step")),
-                    f"{found['/'.join(('kv_cache', 'step', *key))].get('items_per_second', 0):,.0f}",
-                ]
-                for key in keys
-            ),
-        )
-        return text + self.plot("plot_decode", "time per token, by its place in the text")
-
     def plot(self, name: str, what: str) -> str:
         """A line that shows the picture of that name, if there is one."""
         path = self.folder / f"{name}.png"
         return f"\n![{what}](../{path.relative_to(ROOT).as_posix()})\n" if path.exists() else ""
-
-    def llama_cpp(self) -> str:
-        cases = self.cases("compare_llama_cpp")
-        if not cases:
-            return ""
-
-        def bandwidth(row: Row) -> str:
-            if "gigabytes_per_second" not in row:
-                return "-"
-            return f"{row['gigabytes_per_second']} GB/s, {row['share_of_reading']:.0%}"
-
-        return (
-            "### Decoding and prefill beside llama.cpp\n\nThe same random weights, tokens/s of one sequence "
-            "(`python bench/compare_llama_cpp.py`): decoding one by one, and a\nprompt of 128 at once. The last column "
-            "is the rate at which decoding reads the weights, and its share of the rate at which a\nsingle product of "
-            "a row and a matrix reads as many bytes, in the same turns.\n\n"
-        ) + table(
-            ["model, weights, threads", "what", "miaobi", "llama.cpp", "ratio", "weights read"],
-            (
-                [
-                    f"{row['preset']}, {row['dtype']}, {row['threads']}",
-                    row["what"],
-                    *(f"{row['tokens_per_second'][side]:,.0f}" for side in ("miaobi", "llama.cpp")),
-                    f"{row['ratios']['llama.cpp']:.2f}",
-                    bandwidth(row),
-                ]
-                for row in cases
-            ),
-        )
-
-    def generate(self) -> str:
-        cases = self.cases("compare_generate")
-        if not cases:
-            return ""
-        sides = ("engine", "generate", "greedy", "batch of 8")
-        return (
-            "### Writing\n\n`LLM.generate` beside the model's steps alone, and 8 texts together beside one after the "
-            "other\n(`python bench/compare_generate.py`), tokens/s.\n\n"
-        ) + table(
-            ["model, weights, threads", *sides, "gain of the batch"],
-            (
-                [
-                    f"{row['preset']}, {row['dtype']}, {row['threads']}",
-                    *(f"{row['tokens_per_second'][f'miaobi {side}']:,.0f}" for side in sides),
-                    f"{row['batch_gain']:.2f}",
-                ]
-                for row in cases
-            ),
-        )
-
-    def cache(self) -> str:
-        cases = self.cases("compare_cache")
-        if not cases:
-            return ""
-        return (
-            "### What the KV cache saves\n\nWriting tokens one by one, ours with the cache and ours without it "
-            "(`python bench/compare_cache.py`), tokens/s; the last\ncolumn is what the project that we started from "
-            "claimed for its cache.\n\n"
-        ) + table(
-            ["model, tokens", "threads", "with cache", "without", "ratio", "claimed there"],
-            (
-                [
-                    f"{row['preset']}, {row['tokens']}",
-                    row["threads"],
-                    f"{row['miaobi, tokens/s']:,.0f}",
-                    f"{row['miaobi, no cache, tokens/s']:,.0f}",
-                    f"{row['ratios']['miaobi, no cache']:.1f}",
-                    row.get("published_ratio_of_the_original", "-"),
-                ]
-                for row in cases
-            ),
-        )
 
     def busy(self) -> str:
         cases = self.cases("busy_machine")

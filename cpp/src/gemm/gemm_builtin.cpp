@@ -239,14 +239,15 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
     pair_rows(table, m, n, k, a, b, c, ldc, accumulate, epilogue);
     return;
   }
-  if (!are_few(table, m, k) && fit_l2(m, n, k)) {
+  const bool few = are_few(table, m, k);
+  if (!few && fit_l2(m, n, k)) {
     piecewise(table, m, n, k, a, c, ldc, accumulate, epilogue,
               [&](int64_t j, int64_t cols, int64_t k0, int64_t depth, float* dst) {
                 table.pack(b, j, cols, k0, depth, table.nr, dst);
               });
     return;
   }
-  if (!are_few(table, m, k)) {
+  if (!few) {
     many_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
               [&](int64_t j0, int64_t cols, int64_t k0, int64_t depth) -> Panels {
                 float* packed = thread_scratch(Scratch::kPackB, round_up(cols, table.nr) * depth + table.width);
@@ -299,12 +300,7 @@ PackedMatrix::PackedMatrix(const Operand& b, int64_t n, int64_t k, WeightType ty
     float* rows = scratch[slot];
     std::fill_n(rows, table.nr * k, 0.0f);
     table.pack(right, j, cols, 0, k, table.nr, rows);
-    uint16_t row[64];
-    for (int64_t i = 0; i < k; ++i) {
-      table.narrow(rows + i * table.nr, table.nr, row);
-      uint16_t* words = bf16_.data() + j * k + i * table.nr;
-      for (int64_t c = 0; c < table.width; ++c) words[2 * c] = row[c], words[2 * c + 1] = row[table.width + c];
-    }
+    table.narrow_panels(rows, k, bf16_.data() + j * k);
   });
 }
 

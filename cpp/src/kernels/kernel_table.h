@@ -100,8 +100,10 @@ struct KernelTable {
                      uint32_t* dst);
   // bfloat16 to float32 and back, ties to even.
   void (*widen)(const uint16_t* x, int64_t n, float* y);
-  void (*widen_panels)(const uint16_t* x, int64_t rows, float* y);  // of `rows` rows of nr elements, as Panels has them
   void (*narrow)(const float* x, int64_t n, uint16_t* y);
+  // The same of `rows` rows of a right operand's panels, nr elements each, as Panels has them.
+  void (*widen_panels)(const uint16_t* x, int64_t rows, float* y);
+  void (*narrow_panels)(const float* x, int64_t rows, uint16_t* y);
   // dst[c * ldd + r] = scale * src[r * lds + c]. dst rows have room for rows rounded up to width.
   void (*transpose)(const float* src, int64_t lds, int64_t rows, int64_t cols, float scale, float* dst, int64_t ldd);
 

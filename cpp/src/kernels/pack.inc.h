@@ -213,6 +213,16 @@ inline void widen(const uint16_t* x, int64_t n, float* y) {
       });
 }
 
+// Rows of two vectors as Panels has them in bfloat16: a word holds an element of each.
+inline void narrow_panels(const float* x, int64_t rows, uint16_t* y) {
+  uint16_t lower[kW], upper[kW];
+  for (int64_t r = 0; r < rows; ++r, x += 2 * kW, y += 2 * kW) {
+    store_bf16(Vec::load(x), lower);
+    store_bf16(Vec::load(x + kW), upper);
+    for (int i = 0; i < kW; ++i) y[2 * i] = lower[i], y[2 * i + 1] = upper[i];
+  }
+}
+
 inline void widen_panels(const uint16_t* x, int64_t rows, float* y) {
   for (int64_t r = 0; r < rows; ++r, x += 2 * kW, y += 2 * kW) {
     Vec::load_lower(x).store(y);

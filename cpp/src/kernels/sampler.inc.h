@@ -7,22 +7,6 @@
 
 namespace miaobi::kernels::MIAOBI_ISA_NAMESPACE {
 
-// 2^x for x <= 0 as attention's exp2, but without fused multiply-adds; at most 3 ulp, 0 below 2^-126.5, NaN stays.
-MIAOBI_INLINE Vec exp2_rounded(Vec x) {
-  x = max(Vec::set1(-127.0f), x);
-  const Vec magic = Vec::set1(12583039.0f);  // leaves round(x) + 127 in the low bits
-  const Vec shifted = x + magic;
-  const Vec r = x - (shifted - magic);
-  Vec p = Vec::set1(1.5594677540e-4f);
-  p = p * r + Vec::set1(1.3406643905e-3f);
-  p = p * r + Vec::set1(9.6176929749e-3f);
-  p = p * r + Vec::set1(5.5503105510e-2f);
-  p = p * r + Vec::set1(2.4022652783e-1f);
-  p = p * r + Vec::set1(6.9314721497e-1f);
-  p = p * r + Vec::set1(1.0f);
-  return p * low_bits_to_exponent(shifted);
-}
-
 // strata[...] = sums of value(i), which is of the elements i .. i + kW; row by row in each block.
 template <class Value>
 MIAOBI_INLINE void sum_strata(int64_t n, float* strata, Value&& value) {
@@ -56,7 +40,7 @@ inline float sample_max(const float* x, int64_t n) {
 inline void sample_weights(const float* x, int64_t n, float top, float scale, float floor, float* w, float* strata) {
   const Vec shift = Vec::set1(top), factor = Vec::set1(scale), least = Vec::set1(floor);
   sum_strata(n, strata, [&](int64_t row, int64_t lane) {
-    const Vec all = exp2_rounded((Vec::load(x + row + lane) - shift) * factor);
+    const Vec all = exp2<false>((Vec::load(x + row + lane) - shift) * factor);
     const Vec kept = select_lt(least, all, all, Vec::zero());  // NaN is not kept
     kept.store(w + row + lane);
     return kept;

@@ -44,8 +44,9 @@ const KernelTable kTable = {
     .pack_pairs = nullptr,
 #endif
     .widen = widen,
-    .widen_panels = widen_panels,
     .narrow = narrow,
+    .widen_panels = widen_panels,
+    .narrow_panels = narrow_panels,
     .transpose = transpose_matrix,
     .layer_norm_stats = layer_norm_stats,
     .layer_norm_apply = layer_norm_apply,
