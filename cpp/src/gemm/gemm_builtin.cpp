@@ -135,12 +135,17 @@ void one_row(const KernelTable& table, int64_t n, int64_t k, const Operand& a, c
   });
 }
 
-// Columns of a piece: `longest`, or less where there would be too few pieces for the threads. One thread takes rows of
-// B whole: each part of a row is a run that the prefetcher has to find anew.
+// Columns of a piece: `longest` at most, and as many pieces for each thread as for any other, two at least; of whole
+// tiles of several panels where up to twice as many pieces have them. One thread takes rows of B whole: each part of a
+// row is a run that the prefetcher has to find anew.
 int64_t group_for(const KernelTable& table, int64_t m, int64_t n, int64_t k, int64_t longest) {
   const int64_t threads = m * n * k <= kSerialWork ? 1 : get_num_threads();
-  const int64_t share = threads == 1 ? n : ceil_div(n, 2 * threads);
-  return std::min(round_up(longest, table.nr), round_up(share, 4 * table.nr));
+  const int64_t least = round_up(std::max(ceil_div(n, longest), threads == 1 ? 1 : 2 * threads), threads);
+  for (int64_t pieces = least; pieces <= 2 * least; pieces += threads) {
+    const int64_t group = ceil_div(n, pieces);
+    if (group % (4 * table.nr) == 0) return group;
+  }
+  return round_up(ceil_div(n, least), table.nr);
 }
 
 // Many rows: blocks of B go through cache, and for each of them blocks of A. panels(j0, cols, k0, depth) gives one.
@@ -212,16 +217,15 @@ void pair_rows(const KernelTable& table, int64_t m, int64_t n, int64_t k, const 
 // Few rows are packed over the whole depth: no more than 1 MB of them.
 bool are_few(const KernelTable& table, int64_t m, int64_t k) { return m <= 4 * table.mr && m * k <= 1 << 18; }
 
-// More of them, which still fit into L2, beside a C that is wider than they are: B is packed, or widened, in pieces
-// that stay there too, where packed blocks would go to L3 and come back from it.
+// More of them, which still fit into L2 over a depth of k, beside a C that is wider than they are: B is packed, or
+// widened, in pieces that stay there too, where packed blocks would go to L3 and come back from it.
 bool fit_l2(int64_t m, int64_t n, int64_t k) { return m * k * 4 <= cache_sizes().l2 && 2 * m < n; }
 
 // fill(j, cols, k0, depth, dst) puts such a piece, 192 KB at most, at dst in panels.
 template <class Fill>
 void piecewise(const KernelTable& table, int64_t m, int64_t n, int64_t k, const Operand& a, float* c, int64_t ldc,
                bool accumulate, const Epilogue& epilogue, Fill&& fill) {
-  const int64_t longest = round_up(128, 4 * table.nr),
-                depth = std::min<int64_t>(balanced_depth(blocking_for(table), k), 384);
+  const int64_t longest = round_up(128, 4 * table.nr), depth = balanced_depth(blocking_for(table), k);
   few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue,
            {group_for(table, m, n, k, longest), depth, longest * depth + table.width},
            [&](int64_t j, int64_t cols, int64_t k0, int64_t d, float* scratch) -> Panels {
@@ -327,7 +331,7 @@ void gemm_builtin(int64_t m, const Operand& a, const PackedMatrix& b, float* c, 
   const auto widen = [&](int64_t j, int64_t k0, int64_t depth, float* dst) {
     table.widen_panels(at(j, k0).bf16, depth, dst);
   };
-  if (b.type() == WeightType::kBf16 && fit_l2(m, n, k)) {
+  if (b.type() == WeightType::kBf16 && fit_l2(m, n, balanced_depth(blocking_for(table), k))) {
     piecewise(table, m, n, k, a, c, ldc, accumulate, epilogue,
               [&](int64_t j, int64_t cols, int64_t k0, int64_t depth, float* dst) {
                 for (int64_t p = 0; p < cols; p += table.nr) widen(j + p, k0, depth, dst + p * depth);
