@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MIN_SAMPLES = 20
 FEWEST_SAMPLES = 5  # of a case that would otherwise take far more than its time
 _PAUSE = 0.005  # threads of OpenMP and OpenBLAS go on spinning for less than that after a call; nobody is to pay for it
-_SAMPLE_SECONDS = 1e-3  # a shorter call is repeated within a sample, so that clock and first call do not count
+_SAMPLE_SECONDS = 1e-3  # a shorter call is repeated within a sample, so that the clock does not count
+_AWAKE_SECONDS = 2e-2  # before a shorter call threads are woken by another, untimed: sleep is no part of a product
 
 Run = Callable[[], object]
 
@@ -119,18 +120,20 @@ def alternate(sides: Mapping[str, Run], seconds: float, *, warm: bool = False) -
     """Times of the sides, in turns, for about `seconds` together.
 
     Each is called once before unless all are `warm`, long calls that have been made; a short one is repeated within a
-    sample, and called once more untimed before it. At least 20 samples, unless those would
-    take more than twice the time; then at least 5.
+    sample, and called once more untimed before it. At least 20 samples, unless those would take more than twice the
+    time; then at least 5.
     """
-    repeats: dict[str, int] = {}
+    repeats = dict.fromkeys(sides, 1)
+    wake = False
     for name, run in sides.items():
-        repeats[name] = 1
         if warm:
             continue
         run()
         start = time.perf_counter()
         run()
-        repeats[name] = max(1, int(_SAMPLE_SECONDS / max(time.perf_counter() - start, 1e-9)))
+        took = max(time.perf_counter() - start, 1e-9)
+        repeats[name] = max(1, int(_SAMPLE_SECONDS / took))
+        wake = wake or took < _AWAKE_SECONDS  # all or none
     pause = _PAUSE if miaobi.get_num_threads() > 1 else 0.0
     samples = {name: Samples() for name in sides}
     order = list(sides)
@@ -144,7 +147,7 @@ def alternate(sides: Mapping[str, Run], seconds: float, *, warm: bool = False) -
             run, repeat = sides[name], repeats[name]
             if pause:
                 time.sleep(pause)
-            if repeat > 1:
+            if wake:
                 run()
             start = time.perf_counter()
             for _ in range(repeat):

@@ -118,6 +118,34 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Rig
                                                          FetchNothing{});
 }
 
+// The tile that most of the time goes into: two whole vectors, panels without gaps. Where another thread computes on
+// the same core, this one starts half as many instructions, and each that is no multiply-add counts: hence the
+// unrolling.
+template <class Right, int Rows, class Fetch>
+void dense_tile(int64_t k, const float* MIAOBI_RESTRICT a, const Right* MIAOBI_RESTRICT b, float* MIAOBI_RESTRICT c,
+                int64_t ldc, bool load_c, Fetch fetch) {
+  constexpr int kSteps = Rows <= 6 ? 4 : 2;
+  Vec acc[Rows][2];
+  load_tile<false>(acc, c, ldc, load_c, 0);
+  for (const float* end = a + k / kSteps * kSteps * Rows; a != end; a += kSteps * Rows, b += kSteps * kNr) {
+    MIAOBI_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      fetch();
+      const Vec b0 = load_right(b + s * kNr, 0, false, 0), b1 = load_right(b + s * kNr, 1, false, 0);
+      MIAOBI_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const Vec av = Vec::set1(a[s * Rows + r]);
+        acc[r][0] = fma(av, b0, acc[r][0]);
+        acc[r][1] = fma(av, b1, acc[r][1]);
+      }
+    }
+  }
+  store_tile<false>(acc, c, ldc, 0);
+  if (const int64_t rest = k % kSteps; rest > 0) {
+    fetching_tile<Right, Rows, 2, false, 1>(rest, a, Rows, b, 0, kNr, c, ldc, true, 0, FetchNothing{});
+  }
+}
+
 // The whole of a panel, while something else is fetched.
 template <class Right, int Rows>
 void panel_tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b,
@@ -127,6 +155,8 @@ void panel_tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, con
 
 template <class Right>
 using TileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, int64_t, float*, int64_t, bool, int64_t);
+template <class Right, class Fetch>
+using DenseTileFn = void (*)(int64_t, const float*, const Right*, float*, int64_t, bool, Fetch);
 template <class Right>
 using PanelTileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, float*, int64_t, bool, FetchAlong);
 
@@ -136,6 +166,9 @@ template <class Right>
 struct TileSet {
   TileFn<Right> full[2];    // one or two whole vectors
   TileFn<Right> masked[2];  // the last of them cut
+  // Two whole vectors, rows of A and of B one behind the other.
+  DenseTileFn<Right, FetchNothing> dense;
+  DenseTileFn<Right, FetchAlong> dense_fetching;
   // Several panels at once, so that few rows still fill the multiply-add pipelines; or null.
   TileFn<Right> two_panels, many;
   PanelTileFn<Right> fetching;
@@ -147,6 +180,8 @@ template <class Right, int Rows>
 constexpr TileSet<Right> make_tiles() {
   TileSet<Right> t{{tile<Right, Rows, 1, false>, tile<Right, Rows, 2, false>},
                    {tile<Right, Rows, 1, true>, tile<Right, Rows, 2, true>},
+                   dense_tile<Right, Rows, FetchNothing>,
+                   dense_tile<Right, Rows, FetchAlong>,
                    nullptr,
                    nullptr,
                    panel_tile<Right, Rows>};
@@ -216,14 +251,21 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
         }
         const int64_t width = j + cols - p < kNr ? j + cols - p : kNr, vectors = (width + kW - 1) / kW;
         const int64_t tail = width - (vectors - 1) * kW;
+        const bool dense = a.k_stride == rows && b.k_stride == kNr;
         if (are_few && n - p >= 2 * kNr) {
           const int64_t bytes = b.k_stride * static_cast<int64_t>(sizeof(Right)) / sharing;
-          const auto* ahead = reinterpret_cast<const char*>(panel_of(p + kNr)) + i / height * k * bytes;
-          t.fetching(k, ap, a.k_stride, panel_of(p), b.k_stride, row + p, ldc, load_c, {ahead, bytes});
-          continue;
+          const FetchAlong fetch{reinterpret_cast<const char*>(panel_of(p + kNr)) + i / height * k * bytes, bytes};
+          if (dense) {
+            t.dense_fetching(k, ap, panel_of(p), row + p, ldc, load_c, fetch);
+          } else {
+            t.fetching(k, ap, a.k_stride, panel_of(p), b.k_stride, row + p, ldc, load_c, fetch);
+          }
+        } else if (dense && width == kNr) {
+          t.dense(k, ap, panel_of(p), row + p, ldc, load_c, {});
+        } else {
+          const TileFn<Right> f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
+          f(k, ap, a.k_stride, panel_of(p), b.panel_stride, b.k_stride, row + p, ldc, load_c, tail);
         }
-        const TileFn<Right> f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
-        f(k, ap, a.k_stride, panel_of(p), b.panel_stride, b.k_stride, row + p, ldc, load_c, tail);
       }
       if (epilogue) apply_epilogue(*epilogue, i, rows, j, cols, row + j, ldc);
     }
