@@ -31,14 +31,13 @@ struct Current {
   std::function<void()> run;
 } g_current;
 
-void run(benchmark::State& state, const std::string& name, int threads, const Work& work,
-         const std::function<std::function<void()>()>& setup) {
-  set_num_threads(threads);
+void run(benchmark::State& state, const Benchmark& c) {
+  set_num_threads(c.threads);
   try {
-    if (g_current.name != name) {
+    if (g_current.name != c.name) {
       g_current = {};
-      g_current.run = setup();
-      g_current.name = name;
+      g_current.run = c.setup();
+      g_current.name = c.name;
     }
     for (auto _ : state) g_current.run();
   } catch (const std::exception& e) {
@@ -46,18 +45,24 @@ void run(benchmark::State& state, const std::string& name, int threads, const Wo
     state.SkipWithError(e.what());
     return;
   }
+  const Work& work = c.work;
   using benchmark::Counter;
   const auto rate = [](double amount) { return Counter(amount, Counter::kIsIterationInvariantRate); };
   if (work.flops > 0) {
     state.counters["FLOP/s"] = rate(work.flops);
-    const double peak = work.bf16 ? g_machine.bf16_flops(threads) : g_machine.flops(threads);
+    const double peak = work.bf16 ? g_machine.bf16_flops(c.threads) : g_machine.flops(c.threads);
     state.counters["of_peak"] = rate(work.flops / peak);
   }
   if (work.bytes > 0) state.counters["bytes/s"] = rate(work.bytes);
   if (work.bytes > 0 && work.working_set > 0) {
-    state.counters["of_bandwidth"] = rate(work.bytes / g_machine.bandwidth(work.working_set, threads));
+    state.counters["of_bandwidth"] = rate(work.bytes / g_machine.bandwidth(work.working_set, c.threads));
   }
   if (work.items > 0) state.counters["items_per_second"] = rate(work.items);
+}
+
+std::vector<Benchmark>& registry() {
+  static std::vector<Benchmark> all;
+  return all;
 }
 
 }  // namespace
@@ -68,14 +73,13 @@ const std::vector<int>& thread_counts() {
   return counts;
 }
 
-void add(const std::string& name, const Work& work, std::function<std::function<void()>()> setup) {
+void add(const std::string& name, const Work& work, const Setup& setup) {
   for (const int threads : thread_counts()) {
-    const std::string full = name + "/threads:" + std::to_string(threads);
-    benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) { run(state, full, threads, work, setup); })
-        ->UseRealTime()
-        ->Unit(benchmark::kMicrosecond);
+    registry().push_back({name + "/threads:" + std::to_string(threads), threads, work, setup});
   }
 }
+
+const std::vector<Benchmark>& benchmarks() { return registry(); }
 
 Matrix::Matrix(int64_t rows_, int64_t cols_, uint64_t seed) : rows(rows_), cols(cols_), buffer(rows_ * cols_) {
   const Rng rng(seed, 0);
@@ -104,6 +108,11 @@ int main(int argc, char** argv) {
   using namespace miaobi::bench;
   try {
     register_benchmarks();
+    for (const Benchmark& c : benchmarks()) {
+      benchmark::RegisterBenchmark(c.name.c_str(), [&c](benchmark::State& state) { run(state, c); })
+          ->UseRealTime()
+          ->Unit(benchmark::kMicrosecond);
+    }
     benchmark::Initialize(&argc, argv);
     if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
     benchmark::AddCustomContext("miaobi", MIAOBI_VERSION " " MIAOBI_COMMIT);

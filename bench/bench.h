@@ -29,9 +29,21 @@ struct Work {
   double items = 0;   // tokens; counter items_per_second
 };
 
-// Adds NAME/threads:N for each number of threads. `setup` makes the operands, checks a first result, throws where it is
-// wrong (the program then fails), and gives the function to time, which owns what it needs.
-void add(const std::string& name, const Work& work, std::function<std::function<void()>()> setup);
+// Makes the operands, checks a first result, throws where it is wrong, and gives the function to time, which owns what
+// it needs.
+using Setup = std::function<std::function<void()>()>;
+
+// Adds NAME/threads:N for each number of threads.
+void add(const std::string& name, const Work& work, const Setup& setup);
+
+struct Benchmark {
+  std::string name;
+  int threads;
+  Work work;
+  Setup setup;
+};
+// All that were added.
+const std::vector<Benchmark>& benchmarks();
 
 // A matrix of numbers from [-1, 1), which depend on `seed` and place.
 struct Matrix {

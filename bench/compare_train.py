@@ -104,7 +104,7 @@ def memory_of(name: str, preset: str, threads: int) -> dict[str, int]:
 def measure(report: sbs.Report, preset: str, threads: int, wanted: list[str], seconds: float, memory: bool) -> None:
     begin = time.perf_counter()
     sides: dict[str, Callable[[], float]] = {}
-    left_out: dict[str, str] = {}
+    left_out = {name: "not measured (--sides)" for name in SIDES if name not in wanted}
     first = fastest = None
     slowdown = bf16_slowdown() if any(name.startswith("torch") for name in wanted) else 1.0
     for name in wanted:
