@@ -124,7 +124,7 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Rig
 template <class Right, int Rows, class Fetch>
 void dense_tile(int64_t k, const float* MIAOBI_RESTRICT a, const Right* MIAOBI_RESTRICT b, float* MIAOBI_RESTRICT c,
                 int64_t ldc, bool load_c, Fetch fetch) {
-  constexpr int kSteps = Rows <= 6 ? 4 : 2;
+  constexpr int kSteps = Rows <= 6 ? 4 : 1;
   Vec acc[Rows][2];
   load_tile<false>(acc, c, ldc, load_c, 0);
   for (const float* end = a + k / kSteps * kSteps * Rows; a != end; a += kSteps * Rows, b += kSteps * kNr) {
@@ -146,19 +146,10 @@ void dense_tile(int64_t k, const float* MIAOBI_RESTRICT a, const Right* MIAOBI_R
   }
 }
 
-// The whole of a panel, while something else is fetched.
-template <class Right, int Rows>
-void panel_tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Right* MIAOBI_RESTRICT b,
-                int64_t b_stride, float* MIAOBI_RESTRICT c, int64_t ldc, bool load_c, FetchAlong fetch) {
-  fetching_tile<Right, Rows, 2, false, 1>(k, a, a_stride, b, 0, b_stride, c, ldc, load_c, 0, fetch);
-}
-
 template <class Right>
 using TileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, int64_t, float*, int64_t, bool, int64_t);
 template <class Right, class Fetch>
 using DenseTileFn = void (*)(int64_t, const float*, const Right*, float*, int64_t, bool, Fetch);
-template <class Right>
-using PanelTileFn = void (*)(int64_t, const float*, int64_t, const Right*, int64_t, float*, int64_t, bool, FetchAlong);
 
 constexpr int kManyPanels = 4;
 
@@ -171,7 +162,6 @@ struct TileSet {
   DenseTileFn<Right, FetchAlong> dense_fetching;
   // Several panels at once, so that few rows still fill the multiply-add pipelines; or null.
   TileFn<Right> two_panels, many;
-  PanelTileFn<Right> fetching;
 };
 
 // Multiply-adds take about four cycles and two start in each, so eight chains must be under way: one row
@@ -183,8 +173,7 @@ constexpr TileSet<Right> make_tiles() {
                    dense_tile<Right, Rows, FetchNothing>,
                    dense_tile<Right, Rows, FetchAlong>,
                    nullptr,
-                   nullptr,
-                   panel_tile<Right, Rows>};
+                   nullptr};
   if constexpr (Rows == 1) t.many = tile<Right, Rows, 2 * kManyPanels, false>;
   if constexpr (Rows <= 3 && Rows * 4 <= 2 * kMr) t.two_panels = tile<Right, Rows, 4, false>;
   return t;
@@ -222,9 +211,10 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
   const auto panel_of = [&](int64_t j) { return right + (j / kNr) * b.panel_stride; };
   // Several panels in one tile only where the rows are all there are: they must suit every row.
   const TileSet<Right>& only = tiles[(m < height ? m : height) - 1];
-  // Few rows wait for B, which may come from memory: each of the tiles that share a panel fetches its part of the next.
+  // Few rows wait for B, which may come from memory: each of the whole tiles that share a panel fetches its part of the
+  // next.
   const bool are_few = m <= kFewTiles * height;
-  const int64_t sharing = (m + height - 1) / height;
+  const int64_t sharing = m < height ? 1 : m / height;
   for (int64_t j = 0; j < n;) {
     int64_t together = 1;
     if (m <= height && only.two_panels && n - j >= 2 * kNr) together = 2;
@@ -251,16 +241,12 @@ inline void gemm_tiles(int64_t m, int64_t n, int64_t k, const Panels& a, const R
         }
         const int64_t width = j + cols - p < kNr ? j + cols - p : kNr, vectors = (width + kW - 1) / kW;
         const int64_t tail = width - (vectors - 1) * kW;
-        const bool dense = a.k_stride == rows && b.k_stride == kNr;
-        if (are_few && n - p >= 2 * kNr) {
-          const int64_t bytes = b.k_stride * static_cast<int64_t>(sizeof(Right)) / sharing;
-          const FetchAlong fetch{reinterpret_cast<const char*>(panel_of(p + kNr)) + i / height * k * bytes, bytes};
-          if (dense) {
-            t.dense_fetching(k, ap, panel_of(p), row + p, ldc, load_c, fetch);
-          } else {
-            t.fetching(k, ap, a.k_stride, panel_of(p), b.k_stride, row + p, ldc, load_c, fetch);
-          }
-        } else if (dense && width == kNr) {
+        const bool dense = a.k_stride == rows && b.k_stride == kNr && width == kNr;
+        if (dense && are_few && n - p >= 2 * kNr) {
+          const int64_t bytes = kNr * static_cast<int64_t>(sizeof(Right)) / sharing;
+          const auto* ahead = reinterpret_cast<const char*>(panel_of(p + kNr)) + i / height * k * bytes;
+          t.dense_fetching(k, ap, panel_of(p), row + p, ldc, load_c, {ahead, bytes});
+        } else if (dense) {
           t.dense(k, ap, panel_of(p), row + p, ldc, load_c, {});
         } else {
           const TileFn<Right> f = tail == kW ? t.full[vectors - 1] : t.masked[vectors - 1];
