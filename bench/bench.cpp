@@ -60,11 +60,6 @@ void run(benchmark::State& state, const Benchmark& c) {
   if (work.items > 0) state.counters["items_per_second"] = rate(work.items);
 }
 
-std::vector<Benchmark>& registry() {
-  static std::vector<Benchmark> all;
-  return all;
-}
-
 }  // namespace
 
 const std::vector<int>& thread_counts() {
@@ -75,11 +70,14 @@ const std::vector<int>& thread_counts() {
 
 void add(const std::string& name, const Work& work, const Setup& setup) {
   for (const int threads : thread_counts()) {
-    registry().push_back({name + "/threads:" + std::to_string(threads), threads, work, setup});
+    benchmarks().push_back({name + "/threads:" + std::to_string(threads), threads, work, setup});
   }
 }
 
-const std::vector<Benchmark>& benchmarks() { return registry(); }
+std::vector<Benchmark>& benchmarks() {
+  static std::vector<Benchmark> all;
+  return all;
+}
 
 Matrix::Matrix(int64_t rows_, int64_t cols_, uint64_t seed) : rows(rows_), cols(cols_), buffer(rows_ * cols_) {
   const Rng rng(seed, 0);

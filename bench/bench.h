@@ -29,8 +29,8 @@ struct Work {
   double items = 0;   // tokens; counter items_per_second
 };
 
-// Makes the operands, checks a first result, throws where it is wrong, and gives the function to time, which owns what
-// it needs.
+// Makes the operands, checks a first result, throws where it is wrong (the program then fails), and gives the function
+// to time, which owns what it needs.
 using Setup = std::function<std::function<void()>()>;
 
 // Adds NAME/threads:N for each number of threads.
@@ -43,7 +43,7 @@ struct Benchmark {
   Setup setup;
 };
 // All that were added.
-const std::vector<Benchmark>& benchmarks();
+std::vector<Benchmark>& benchmarks();
 
 // A matrix of numbers from [-1, 1), which depend on `seed` and place.
 struct Matrix {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Decoding by the length of the context: appending to the KV cache, attention over it, and a whole step of a model; and
-// whole steps by the kind of the weights and the number of sequences.
+// Decoding by the length of the context: appending to the KV cache, attention over it, and a whole step of a model; by
+// the kind of the weights, whole steps of several sequences, and a prompt.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -44,6 +44,12 @@ struct Decoding {
     const auto count = static_cast<int64_t>(sequences.size());
     model.forward_cached(cache, sequences.data(), lasts.data(), ones.data(), count, logits.mat(), workspace);
     for (const int64_t sequence : sequences) cache.truncate(sequence, length);
+  }
+  // The first sequence from its beginning.
+  void prompt() {
+    const int64_t offsets[] = {0, length};
+    cache.truncate(sequences[0], 0);
+    model.forward_cached(cache, sequences.data(), ids.data(), offsets, 1, logits.mat(), workspace);
   }
   // The logits must be those of the last row of a pass without cache.
   void check() {
@@ -114,17 +120,22 @@ void register_benchmarks() {
       add_decoding("step", m, tokens, {.bytes = bytes, .working_set = static_cast<int64_t>(bytes), .items = 1},
                    [](Decoding& d) { d.step(); });
     }
-    for (const bool bf16 : {false, true}) {
+    for (const WeightType type : {WeightType::kFloat32, WeightType::kBf16}) {
+      const bool bf16 = type == WeightType::kBf16;
+      const std::string dtype = bf16 ? "bf16" : "float32";
+      add_decoding(
+          "prompt/" + dtype, m, kPromptTokens, {.items = static_cast<double>(kPromptTokens)},
+          [](Decoding& d) { d.prompt(); }, type);
       for (const int64_t sequences : kSequences) {
         const double size = bf16 ? sizeof(uint16_t) : sizeof(float), tokens = kCachedTokens[0];
         const double bytes = size * (weights_of(m) + static_cast<double>(sequences * 2 * m.layers * m.width) * tokens);
         add_decoding(
-            std::string("batch/") + (bf16 ? "bf16" : "float32") + "/" + std::to_string(sequences), m, kCachedTokens[0],
+            "batch/" + dtype + "/" + std::to_string(sequences), m, kCachedTokens[0],
             {.flops = 2.0 * weights_of(m) * static_cast<double>(sequences),
              .bytes = bytes,
              .working_set = static_cast<int64_t>(bytes),
              .items = static_cast<double>(sequences)},
-            [](Decoding& d) { d.step(); }, bf16 ? WeightType::kBf16 : WeightType::kFloat32, sequences);
+            [](Decoding& d) { d.step(); }, type, sequences);
       }
     }
   }

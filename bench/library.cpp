@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: MIT
 // The cases of a benchmark as a library of C functions, for compare_builds.py.
 #include <algorithm>
-#include <cstdint>
 #include <exception>
+#include <functional>
 #include <string>
 
 #include "bench.h"
 #include "miaobi/threads.h"
-
-#if defined(_WIN32)
-#define MIAOBI_EXPORT extern "C" __declspec(dllexport)
-#else
-#define MIAOBI_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace {
 
@@ -21,8 +15,10 @@ std::string g_text;  // what was returned last
 
 }  // namespace
 
+extern "C" {
+
 // The names of all cases, a line each.
-MIAOBI_EXPORT const char* miaobi_bench_names() {
+const char* miaobi_bench_names() {
   if (miaobi::bench::benchmarks().empty()) miaobi::bench::register_benchmarks();
   g_text.clear();
   for (const miaobi::bench::Benchmark& c : miaobi::bench::benchmarks()) g_text += c.name + "\n";
@@ -30,7 +26,7 @@ MIAOBI_EXPORT const char* miaobi_bench_names() {
 }
 
 // Makes a case the one that miaobi_bench_run runs: null, or what is wrong.
-MIAOBI_EXPORT const char* miaobi_bench_choose(const char* name) {
+const char* miaobi_bench_choose(const char* name) {
   g_run = nullptr;
   try {
     const auto& all = miaobi::bench::benchmarks();
@@ -45,4 +41,6 @@ MIAOBI_EXPORT const char* miaobi_bench_choose(const char* name) {
   }
 }
 
-MIAOBI_EXPORT void miaobi_bench_run() { g_run(); }
+void miaobi_bench_run() { g_run(); }
+
+}  // extern "C"

@@ -60,5 +60,6 @@ inline constexpr Attention kAttentions[] = {
 // Tokens that are in the KV cache when the next one comes.
 inline constexpr int64_t kCachedTokens[] = {16, 128, 512, 1000};
 inline constexpr int64_t kSequences[] = {1, 8};  // that decode together
+inline constexpr int64_t kPromptTokens = 128;    // as many as a step of prefill takes
 
 }  // namespace miaobi::bench

@@ -120,7 +120,7 @@ void tile(int64_t k, const float* MIAOBI_RESTRICT a, int64_t a_stride, const Rig
 
 // The tile that most of the time goes into: two whole vectors, panels without gaps. Where another thread computes on
 // the same core, this one starts half as many instructions, and each that is no multiply-add counts: hence the
-// unrolling.
+// unrolling. With more rows, as vectors of 16 lanes have them, the loop itself is little beside them.
 template <class Right, int Rows, class Fetch>
 void dense_tile(int64_t k, const float* MIAOBI_RESTRICT a, const Right* MIAOBI_RESTRICT b, float* MIAOBI_RESTRICT c,
                 int64_t ldc, bool load_c, Fetch fetch) {
@@ -142,7 +142,7 @@ void dense_tile(int64_t k, const float* MIAOBI_RESTRICT a, const Right* MIAOBI_R
   }
   store_tile<false>(acc, c, ldc, 0);
   if (const int64_t rest = k % kSteps; rest > 0) {
-    fetching_tile<Right, Rows, 2, false, 1>(rest, a, Rows, b, 0, kNr, c, ldc, true, 0, FetchNothing{});
+    tile<Right, Rows, 2, false>(rest, a, Rows, b, 0, kNr, c, ldc, true, 0);
   }
 }
 
