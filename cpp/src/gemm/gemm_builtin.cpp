@@ -135,12 +135,12 @@ void one_row(const KernelTable& table, int64_t n, int64_t k, const Operand& a, c
   });
 }
 
-// Columns of a piece: `longest` at most, and as many pieces for each thread as for any other, two at least; of whole
+// Columns of a piece: `longest` at most, and as many pieces for each thread as for any other, `each` at least; of whole
 // tiles of several panels where up to twice as many pieces have them. One thread takes rows of B whole: each part of a
 // row is a run that the prefetcher has to find anew.
-int64_t group_for(const KernelTable& table, int64_t m, int64_t n, int64_t k, int64_t longest) {
+int64_t group_for(const KernelTable& table, int64_t m, int64_t n, int64_t k, int64_t longest, int64_t each = 2) {
   const int64_t threads = m * n * k <= kSerialWork ? 1 : get_num_threads();
-  const int64_t least = round_up(std::max(ceil_div(n, longest), threads == 1 ? 1 : 2 * threads), threads);
+  const int64_t least = round_up(std::max(ceil_div(n, longest), threads == 1 ? 1 : each * threads), threads);
   for (int64_t pieces = least; pieces <= 2 * least; pieces += threads) {
     const int64_t group = ceil_div(n, pieces);
     if (group % (4 * table.nr) == 0) return group;
@@ -265,10 +265,12 @@ void gemm_builtin(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
   // Long runs of each stored row of B, for the sake of the prefetcher.
   const bool plain = !b.bf16 && b.transform == Transform::kNone && k > 0;
   if (m == 1 && plain) {
-    one_row(table, n, k, a, b, c, accumulate, epilogue, group_for(table, 1, n, k, b.k_major ? 4096 : 384));
+    const int64_t group = b.k_major ? group_for(table, 1, n, k, 4096, 1) : group_for(table, 1, n, k, 384);
+    one_row(table, n, k, a, b, c, accumulate, epilogue, group);
   } else if (b.k_major && plain) {  // B is used where it lies
-    const int64_t depth = m < kStoredRows ? 8 : kStoredDepth;
-    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group_for(table, m, n, k, 4096), depth, 0},
+    const bool fewest = m < kStoredRows;
+    const int64_t depth = fewest ? 8 : kStoredDepth, group = group_for(table, m, n, k, 4096, fewest ? 1 : 2);
+    few_rows(table, m, n, k, a, c, ldc, accumulate, epilogue, {group, depth, 0},
              [&](int64_t j, int64_t, int64_t k0, int64_t, float*) -> Panels {
                return {b.data + k0 * b.stride + j, table.nr, b.stride};
              });
